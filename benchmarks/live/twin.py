@@ -1,12 +1,13 @@
 """The certifying ONNX file of finished builds: what it certifies against float64 intervals, what it takes beside inference, and attacks.
 
-Usage: python benchmarks/live/twin.py [ARTIFACT…] [--data DIR] [--samples N] [--rounds N] [--nets N] [--untrained] [--out FILE]
+Usage: python benchmarks/live/twin.py [ARTIFACT…] [--half] [--data DIR] [--samples N] [--rounds N] [--nets N] [--untrained] [--out FILE]
 
 Tightness: the first N test samples of each ARTIFACT's recipe at 0.25 to 2 times its radius, `certified` (right class, margin above 0, ONNX
 Runtime with all optimisations) against `by_intervals`, the host's float64 intervals under fp32 with the last layers folded. No margin may
 exceed the host's bound. Cost: in each round the network and the certifying file run in alternation; `ratio` is the ratio of the medians.
-`--untrained` adds the cost for architectures with random weights. `--nets` attacks that many random networks of every operator as the tests
-do, at every optimisation level. Exit code 1 where a margin is broken.
+With `--half` all of this is about networks in float16: of an artifact its own, under the contract of its certificate, and else under fp16
+and fp16-tensorrt. `--untrained` adds the cost for architectures with random weights. `--nets` attacks that many random networks of every
+operator as the tests do, at every optimisation level. Exit code 1 where a margin is broken.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ import onnx
 import onnxruntime
 import torch
 
-from vsparse.artifact.forms import SPARSE
-from vsparse.artifact.models import CERTIFYING_FILE
+from vsparse.artifact.certificate import read_certificate
+from vsparse.artifact.forms import BY_NAME, SPARSE
+from vsparse.artifact.models import CERTIFYING_OF
 from vsparse.data import load
 from vsparse.files import write_json
 from vsparse.graph import Graph, fold_batch_norm, from_onnx, from_torch, macs, to_onnx
@@ -33,6 +35,7 @@ from vsparse.networks import make
 from vsparse.recipe import Network, load_recipe
 from vsparse.stages.export.certify_onnx import certifying_model
 from vsparse.stages.export.certify_onnx.check import CertifyingSession, MarginBounds
+from vsparse.stages.export.half import half
 from vsparse.stages.profile.machine import describe_machine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,18 +48,19 @@ from twin_attack import Tally, attack  # noqa: E402
 SHARES = (Fraction(1, 4), Fraction(1, 2), Fraction(1), Fraction(3, 2), Fraction(2))
 UNTRAINED = (("mlp", (1, 28, 28), 1.0), ("cnn4", (1, 28, 28), 1.0), ("cnn4", (3, 32, 32), 1.0), ("resnet-small", (3, 32, 32), 1.0))
 AT_ONCE = 100
+HALF = ("fp16", "fp16-tensorrt")
 
 
-def tightness(artifact: Path, data: Path | None, most: int) -> dict[str, Any]:
+def tightness(artifact: Path, data: Path | None, most: int, form: str, contract: str) -> dict[str, Any]:
     """Returns how many test samples the file and the host certify at each radius, and by how much a margin came nearest to its bound."""
     recipe = load_recipe(str(artifact / "recipe.toml"))
     test = load(recipe.data, data, recipe.train.seed).test
     perturbation, count = recipe.property.perturbation, min(most, len(test))
-    network = onnx.load(artifact / SPARSE.model)
-    made = artifact / CERTIFYING_FILE
-    model = onnx.load(made) if made.exists() else certifying_model(network, perturbation.clip)
+    network = onnx.load(artifact / BY_NAME[form].model)
+    made = artifact / CERTIFYING_OF[form].file
+    model = onnx.load(made) if made.exists() else certifying_model(network, perturbation.clip, contract_name=contract)
     graph = from_onnx(network.SerializeToString())
-    session, bounds = CertifyingSession(model.SerializeToString()), MarginBounds(graph, model, perturbation.clip)
+    session, bounds = CertifyingSession(model.SerializeToString()), MarginBounds(graph, model, perturbation.clip, contract)
     rows = []
     for share in SHARES:
         radius = np.float32(float(share * perturbation.box_radius))
@@ -111,19 +115,29 @@ def cost(network: bytes, certifying: bytes, rounds: int) -> dict[str, Any]:
     }
 
 
-def untrained(name: str, shape: tuple[int, int, int], width: float, rounds: int) -> dict[str, Any]:
-    """Returns the cost of an architecture with random weights."""
+def untrained(name: str, shape: tuple[int, int, int], width: float, rounds: int, contract: str) -> dict[str, Any]:
+    """Returns the cost of an architecture with random weights, in float32 or as a contract of half precision stores it."""
     torch.manual_seed(0)
     graph: Graph = fold_batch_norm(from_torch(make(Network(architecture=name, width=width), shape, 10).eval(), shape))
-    model = to_onnx(graph)
-    made = certifying_model(model, (0.0, 1.0))
+    model = to_onnx(half(graph, wide_sums=contract == "fp16-tensorrt") if contract in HALF else graph)
+    made = certifying_model(model, (0.0, 1.0), contract_name=contract)
     return {"macs": macs(graph), **cost(model.SerializeToString(), made.SerializeToString(), rounds)}
+
+
+def attacked(nets: int, contract: str) -> dict[str, Any]:
+    """Returns what an attack on random networks of every operator looked at; AssertionError where a margin is broken."""
+    rng, tally, storage = np.random.default_rng(0), Tally(), "fp16" if contract in HALF else "fp32"
+    for i in range(nets):
+        graph = random_graph(rng, storage, spread=float(rng.choice([1.0, 30.0]))) if i % 2 else random_net(rng, storage)
+        attack(graph, rng, tally, rational=i % 5 == 0, contract=contract)
+    return {key: sorted(value) if isinstance(value, set) else value for key, value in vars(tally).items()}
 
 
 def main() -> int:
     """Measures what is asked for, writes it, and returns 1 where a margin is no bound."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("artifacts", nargs="*", type=Path)
+    parser.add_argument("--half", action="store_true", help="networks in float16, and the files that certify these")
     parser.add_argument("--data", type=Path, help="folder of the datasets")
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=2000)
@@ -138,22 +152,28 @@ def main() -> int:
     for artifact in given.artifacts:
         recipe = load_recipe(str(artifact / "recipe.toml"))
         print(artifact.name, file=sys.stderr)
-        network = onnx.load(artifact / SPARSE.model)
-        made = certifying_model(network, recipe.property.perturbation.clip)
+        form, contract = SPARSE.name, "fp32"
+        if given.half:
+            form = "fp16"
+            contract = read_certificate(artifact / BY_NAME[form].certificate).contract["name"]
+        network = onnx.load(artifact / BY_NAME[form].model)
+        made = certifying_model(network, recipe.property.perturbation.clip, contract_name=contract)
         found = {
-            "tightness": tightness(artifact, given.data, given.samples),
+            "contract": contract,
+            "nodes": len(made.graph.node),
+            "tightness": tightness(artifact, given.data, given.samples, form, contract),
             "cost": cost(network.SerializeToString(), made.SerializeToString(), given.rounds),
         }
         good &= all(row["above_their_bound"] == 0 for row in found["tightness"]["radii"])
-        results["artifacts"][recipe.name] = found
-    if given.untrained:
-        results["untrained"] = {f"{name} {shape} {width}": untrained(name, shape, width, given.rounds) for name, shape, width in UNTRAINED}
-    if given.nets:
-        rng, tally = np.random.default_rng(0), Tally()
-        for i in range(given.nets):
-            graph = random_graph(rng, spread=float(rng.choice([1.0, 30.0]))) if i % 2 else random_net(rng)
-            attack(graph, rng, tally, rational=i % 5 == 0)  # raises AssertionError where a margin is broken
-        results["attack"] = {key: sorted(value) if isinstance(value, set) else value for key, value in vars(tally).items()}
+        results["artifacts"][f"{recipe.name} {contract}" if given.half else recipe.name] = found
+    contracts = HALF if given.half else ("fp32",)
+    for contract in contracts if given.untrained else ():
+        for name, shape, width in UNTRAINED:
+            key = f"{name} {shape} {width}" + (f" {contract}" if given.half else "")
+            results["untrained"][key] = untrained(name, shape, width, given.rounds, contract)
+    told = [(contract, attacked(given.nets, contract)) for contract in contracts if given.nets]
+    if told:
+        results["attack"] = dict(told) if given.half else told[0][1]
     if given.out is not None:
         write_json(given.out, results)
     for name, found in [*results["artifacts"].items(), *((name, {"cost": one}) for name, one in results["untrained"].items())]:

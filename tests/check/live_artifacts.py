@@ -21,10 +21,10 @@ from vsparse.stages.verify import certify, write_certificate
 from vsparse.stages.verify.live import record_live
 
 
-def live_artifact(folder: Path, kind: str = "plain", epsilon: str = "0.01", count: int = 24, int8: bool = False) -> Path:
+def live_artifact(folder: Path, kind: str = "plain", epsilon: str = "0.01", count: int = 24, int8: bool = False, budget: int = 0) -> Path:
     """Writes an artifact of random samples with its live record (by the simulation: the bits of the C), and returns its directory.
 
-    With `int8` it has a quantised network beside, its certificates and a record of it.
+    With `int8` it has a quantised network beside, its certificates and a record of it; with a `budget` a recipe that gives it.
     """
     build(folder, kind, epsilon=epsilon, count=count)
     x, labels = samples(graph_of(kind), count)
@@ -34,7 +34,9 @@ def live_artifact(folder: Path, kind: str = "plain", epsilon: str = "0.01", coun
     if quantised is not None:
         _write_int8(folder, quantised, kind, dataset, asked)
     model = folder / "model" / "model.fp32.onnx"
-    write_document(folder / LIVE, record_live(model, dataset, asked, dataset, held, int8=quantised, compiled=False))
+    write_document(folder / LIVE, record_live(model, dataset, asked, dataset, held, int8=quantised, compiled=False, budget=budget))
+    if budget:
+        (folder / "recipe.toml").write_text(f"[deploy]\nlive = true\nlive_budget = {budget}\n")
     return sign(folder)
 
 

@@ -89,3 +89,54 @@ def test_the_gate_is_judged_by_the_form_that_is_deployed(chosen: str, of: str, c
     assert found is not None
     assert found["at_epsilon"] == (content[of] if of else content)["at_epsilon"]
     assert found["contract"] == (of or "sequential")
+
+
+@pytest.fixture(scope="module")
+def both_tiers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return live_artifact(tmp_path_factory.mktemp("live-int8-budget"), "residual", epsilon="0.03", int8=True, budget=9)
+
+
+def test_verdicts_of_both_tiers_are_derived_again(both_tiers: Path) -> None:
+    content, found = json.loads((both_tiers / LIVE).read_text()), check(both_tiers)
+    assert found.passed, found.sentence
+    integers = content["int8"]
+    assert integers["budget"] == content["budget"] == 9
+    assert integers["at_epsilon"]["by_intervals"] < integers["at_epsilon"]["certified"]
+    assert found.live.int8_by_interval < found.live.int8_certified
+
+
+BUDGETS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "more passes": (lambda content: content["int8"].update(budget=10), "live.json: int8: budget is not the 9"),
+    "passes of no number": (lambda content: content["int8"].update(budget=True), "budget is not the 9"),
+    "no passes, and counts of them": (lambda content: content["int8"].pop("budget"), "by_intervals is counted"),
+    "none in float32": (lambda content: content.pop("budget"), "live.json: budget is not the 9"),
+    "a larger margin": (lambda content: _raise(content["int8"]["frames"]), "margin"),
+}
+
+
+def _raise(frames: list[dict[str, Any]]) -> None:
+    least = min((one for one in frames if one["certified"]), key=lambda one: float(one["margin"]))
+    least["margin"] = 0.5 + 2 * least["margin"]
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_a_forged_budget_is_refuted(name: str, both_tiers: Path, tmp_path: Path) -> None:
+    change, says = BUDGETS[name]
+    found = check(changed(Path(shutil.copytree(both_tiers, tmp_path / "forged")), change))
+    assert found.verdict == "refuted", found.sentence
+    assert says in found.problem, found.sentence
+
+
+def test_a_quantised_network_without_passes_may_say_so(both_tiers: Path, tmp_path: Path) -> None:
+    def without(content: dict[str, Any]) -> None:
+        own = content["int8"]
+        own.pop("budget")
+        for point in (own["at_epsilon"], *own["curve"]):
+            point["certified"] = point["right"] = point.pop("by_intervals")
+        for frame in own["frames"]:
+            frame.update(certified=False, margin=-1.0)
+
+    folder = Path(shutil.copytree(both_tiers, tmp_path / "intervals"))
+    problem = check(changed(folder, without)).problem
+    assert "budget" not in problem
+    assert "by_intervals" not in problem

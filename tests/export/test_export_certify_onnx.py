@@ -43,7 +43,7 @@ from vsparse_check.limits import ResourceBudget
 from vsparse_check.refusal import Refuted
 
 CLIP = (0.0, 1.0)
-CERTIFICATE = {"property": {"clip": [0.0, 1.0], "epsilon": "0.02"}}
+CERTIFICATE = {"certificate": {"property": {"clip": [0.0, 1.0], "epsilon": "0.02"}}}
 QUICK = {"samples": 2, "points": 3, "radii": (0.0, 0.01)}
 
 
@@ -204,7 +204,7 @@ def quantised() -> Graph:
     ("make", "clip", "told"),
     [
         (quantised, CLIP, "FakeQuant"),
-        (lambda: half(mlp()), CLIP, "float32 network alone"),
+        (lambda: half(mlp()), CLIP, "not about fp32"),
         (lambda: mlp(classes=1), CLIP, "at least two classes"),
         (mlp, (0.0, 0.0), "data range"),
         (mlp, (0.0, np.inf), "data range"),
@@ -379,7 +379,7 @@ def test_what_is_added_is_connected_in_one_way(made: Path, tmp_path: Path, chang
         model.graph.node.append(onnx.helper.make_node("Identity", [last.input[1]], ["margin"], name="certify.output.margin"))
     signed_again(folder, model)
     with pytest.raises(Refuted):
-        certifying._check_built(model, onnx.load(folder / "model/model.fp32.onnx"))
+        certifying._check_built(certifying.FILES["certificate"], model, onnx.load(folder / "model/model.fp32.onnx"))
     with pytest.raises(Refuted):
         check_independently(folder, files_of(folder), CERTIFICATE, ResourceBudget())
 
@@ -400,7 +400,7 @@ def test_files_of_every_network_are_built_so(opset: int):
     rng = np.random.default_rng(19)
     for _ in range(12):
         network = to_onnx(random_graph(rng), opset)
-        certifying._check_built(certifying_model(network, CLIP), network)
+        certifying._check_built(certifying.FILES["certificate"], certifying_model(network, CLIP), network)
 
 
 def test_the_device_folder_audits_and_times_it(made: Path, tmp_path: Path):

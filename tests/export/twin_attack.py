@@ -21,6 +21,7 @@ from vsparse.graph import Graph, from_onnx, run, to_onnx
 from vsparse.reading.runtime import LEVELS
 from vsparse.stages.export.certify_onnx import certifying_model
 from vsparse.stages.export.certify_onnx.check import MarginBounds
+from vsparse.stages.export.half import half
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "bounds"))  # the simulated devices
 
@@ -32,6 +33,7 @@ from random_graphs import random_graph
 __all__ = ["KINDS", "Tally", "attack", "certify", "random_graph", "random_net", "sessions"]
 
 CLIPS = ((0.0, 1.0), (-1.0, 1.0), (-0.5, 2.0))
+REFUSED = ((" may reach ", "too large"), (" may overflow in fp16", "may overflow"))
 RADII = (0.0, 1e-6, 1e-3, 0.02, 0.2)
 
 
@@ -66,7 +68,7 @@ def certify(session: onnxruntime.InferenceSession, x: np.ndarray, epsilon: float
 
 
 def host_margins(graph: Graph, rounding: Rounding, x: np.ndarray, epsilon: float, clip: tuple[float, float], classes: np.ndarray):
-    """Returns the least margins by float64 interval bounds under fp32, and the enclosure of the logits at the points themselves."""
+    """Returns the least margins by float64 interval bounds under the contract, and the enclosure of the logits at the points themselves."""
     exact = Fraction(float(np.float32(epsilon)))
     with torch.no_grad():
         boxes = interval(graph, rounding.params, ball(torch.from_numpy(x), exact, clip), rounding)
@@ -107,24 +109,29 @@ def attack(
     points: int = 8,
     rational: bool = False,
     radii: tuple[float, ...] = RADII,
+    contract: str = "fp32",
 ) -> None:
-    """Holds the margins that every optimisation level returns against executions inside the ball and the host's bounds."""
-    file = to_onnx(graph)
+    """Holds the margins that every optimisation level returns against executions inside the ball and the host's bounds.
+
+    Under a contract of half precision the network is rounded to it first.
+    """
+    rules = CONTRACTS[contract]
+    file = to_onnx(half(graph, wide_sums=contract == "fp16-tensorrt") if rules.storage == "fp16" else graph)
     graph = from_onnx(file.SerializeToString())
     clip = CLIPS[int(rng.integers(len(CLIPS)))]
     tally.nets += 1
     try:
-        data = certifying_model(file, clip).SerializeToString()
+        data = certifying_model(file, clip, contract_name=contract).SerializeToString()
     except InputError as error:
-        reason = "too large" if " may reach " in str(error) else str(error)[:90]
+        reason = next((short for long, short in REFUSED if long in str(error)), str(error)[:90])
         tally.refused[reason] = tally.refused.get(reason, 0) + 1
         return
     tally.kinds |= {type(node).__name__ for node in graph.nodes}
-    rounding, room = Rounding(graph, CONTRACTS["fp32"]), MarginBounds(graph, onnx.load_model_from_string(data), clip).room
+    rounding, room = Rounding(graph, rules), MarginBounds(graph, onnx.load_model_from_string(data), clip, contract).room
     x = rng.uniform(*clip, (samples, *graph.input_shape)).astype(np.float32)
     x[0] = rng.choice([clip[0], clip[1], np.float32(rng.uniform(*clip))], size=x[0].shape)
     whole, plain = sessions(data), sessions(file.SerializeToString())
-    device = Device(graph, CONTRACTS["fp32"], rng)
+    device = Device(graph, rules, rng)
     for epsilon in radii:
         for level, session in whole.items():
             logits, classes, margins = certify(session, x, epsilon)

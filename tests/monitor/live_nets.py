@@ -50,9 +50,9 @@ def frames(count: int, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).random((count, *SHAPE)).astype(np.float32)
 
 
-def live_artifact(folder: Path, count: int = 40, int8: bool = False) -> Path:
+def live_artifact(folder: Path, count: int = 40, int8: bool = False, budget: int = 0) -> Path:
     """Writes recipe, model, live record and manifest, and returns the directory; with `int8` the quantised network too, as file and C."""
-    recipe = load_recipe("digits", [f"property.epsilon='{EPSILON}'", "deploy.live=true"])
+    recipe = load_recipe("digits", [f"property.epsilon='{EPSILON}'", "deploy.live=true", f"deploy.live_budget={budget}"])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "recipe.toml").write_text(recipe.to_toml())
     model = folder / "model" / "model.fp32.onnx"
@@ -62,7 +62,8 @@ def live_artifact(folder: Path, count: int = 40, int8: bool = False) -> Path:
     quantised = folder / INT8_C.model if int8 else None
     if quantised is not None:
         write_onnx(quantise(live_net(), frames(64, 3)), quantised, 17, {})
-        emit_live_int8_c(from_onnx(quantised)).write(quantised.parent)
-    write_document(folder / LIVE, record_live(model, dataset, asked, dataset, range(count), int8=quantised, compiled=False))
+        emit_live_int8_c(from_onnx(quantised), second=budget > 0).write(quantised.parent)
+    record = record_live(model, dataset, asked, dataset, range(count), int8=quantised, compiled=False, budget=budget)
+    write_document(folder / LIVE, record)
     write_manifest(folder, seed=0, until="report", road_key="0" * 64, lineage=[])
     return folder

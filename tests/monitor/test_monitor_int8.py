@@ -19,6 +19,7 @@ from vsparse.errors import InputError, UnavailableError
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.monitor.__main__ import main
 from vsparse.stages.export.c_live import simulate_live_int8
+from vsparse.stages.export.c_live.int8_backward_simulation import simulate_budget_int8
 from vsparse.stages.export.c_source.compile import find_compiler
 
 
@@ -95,3 +96,18 @@ def test_the_monitor_watches_in_int8(directory: Path, tmp_path: Path, capsys: py
     assert [one["margin"] for one in told["int8-c"][:-1]] != [one["margin"] for one in told["sequential"][:-1]]
     assert main([str(directory), "--form", "fp16"]) == 2
     assert "is no form in C" in capsys.readouterr().err
+
+
+def test_a_budget_is_spent_in_both_forms(tmp_path: Path) -> None:
+    folder, x = live_artifact(tmp_path / "artifact", int8=True, budget=9), frames(20, seed=5)
+    graph = from_onnx(folder / INT8_C.model)
+    for epsilon in (0.02, 0.08):
+        stated = simulate_budget_int8(graph, x, epsilon, 9)
+        for compiled in (True, False):
+            with vsparse.live(folder, form="int8-c", compiled=compiled) as live:
+                verdicts = live(x, epsilon)
+            assert [one.certified for one in verdicts] == stated.certified.tolist()
+            assert [one.margin for one in verdicts] == stated.margin.tolist()
+    record = read_document(LiveRecord, folder / LIVE)
+    assert record.int8 is not None
+    assert record.int8.budget == record.budget == 9

@@ -121,3 +121,9 @@ def test_another_bit_of_a_backward_pass_refuses_the_build(tmp_path, monkeypatch)
     _with(monkeypatch, "going = found > 0.0f;", "going = found > 0.0f; found = 2.0f * found;")
     with pytest.raises(SoundnessError, match=r"model\.c, compiled here, answers sample"):
         _recorded(tmp_path, budget=2)
+
+
+def test_another_bit_of_a_backward_pass_in_integers_refuses_the_build(tmp_path, monkeypatch):
+    _with(monkeypatch, "going = found > 0.0f;", "going = found > 0.0f; found = 2.0f * found;", INTEGER)
+    with pytest.raises(SoundnessError, match=r"model\.int8\.c, compiled here, answers sample"):
+        _recorded(tmp_path, budget=2, int8=True)

@@ -14,9 +14,9 @@ from vsparse.artifact.choice import CHOICE
 from vsparse.artifact.document import load_json, read_if_there
 from vsparse.artifact.facts import Facts, gather
 from vsparse.artifact.features import FEATURES, FeatureList, features_of
-from vsparse.artifact.forms import INT8_C, SPARSE
+from vsparse.artifact.forms import FORMS, INT8_C, SPARSE, DeployedForm
 from vsparse.artifact.hashes import MAX_MODEL_BYTES, content_sha256, parse_model, set_metadata
-from vsparse.artifact.models import C_COLUMNS, CERTIFYING_FILE, CSourceRecord
+from vsparse.artifact.models import C_COLUMNS, CERTIFYING_OF, CSourceRecord
 from vsparse.c_prefix import DEFAULT_PREFIX
 from vsparse.data import Splits, load
 from vsparse.data.bundled import BUNDLED
@@ -103,13 +103,16 @@ def written_again(directory: Path) -> dict[str, str | bytes]:
     if recipe is not None and features is not None:
         texts[f"model/{C_COLUMNS}"] = columns_header(features, recipe.export.c_prefix, recipe.name)
     live = recipe is not None and recipe.deploy.live
-    if recipe is not None and (directory / CERTIFYING_FILE).is_file():
-        texts |= _certifying_again(directory, recipe, model)
+    second = recipe is not None and recipe.deploy.live_budget > 0
+    for form in FORMS:
+        twin = directory / CERTIFYING_OF[form.name].file if form.name in CERTIFYING_OF else None
+        if recipe is not None and twin is not None and twin.is_file() and (directory / form.model).is_file():
+            texts |= _certifying_again(directory, recipe, form)
     prefix = DEFAULT_PREFIX if facts.c_source is None else facts.c_source.prefix
     if facts.c_int8 is not None and (directory / INT8_C.model).is_file():
         quantised = read_bytes(directory / INT8_C.model, "model", MAX_MODEL_BYTES)
         try:
-            integers = (emit_live_int8_c if live else emit_int8_c)(
+            integers = (partial(emit_live_int8_c, second=second) if live else emit_int8_c)(
                 from_onnx(quantised), content_sha256(quantised), facts.name, facts.c_int8.prefix, _notation(facts.c_int8)
             )
             texts |= {f"model/{name}": content for name, content in integers.files().items()}
@@ -118,7 +121,6 @@ def written_again(directory: Path) -> dict[str, str | bytes]:
     target = directory / artifact.TARGET
     costs = costs_of(load_target(str(target)).kernel_costs if target.is_file() else None)
     try:
-        second = recipe is not None and recipe.deploy.live_budget > 0
         emit = partial(emit_live_c, second=second) if live else emit_c
         source = emit(from_onnx(model), content_sha256(model), facts.name, prefix, costs, _notation(facts.c_source))
     except InputError:
@@ -126,18 +128,20 @@ def written_again(directory: Path) -> dict[str, str | bytes]:
     return texts | {f"model/{name}": content for name, content in source.files().items()}
 
 
-def _certifying_again(directory: Path, recipe: Recipe, model: bytes) -> dict[str, bytes]:
-    """Returns the certifying file of a float32 model, stamped with certificate and target; nothing for a network that has none."""
+def _certifying_again(directory: Path, recipe: Recipe, form: DeployedForm) -> dict[str, bytes]:
+    """Returns the certifying file of a form's model, stamped with certificate and target; nothing for a network that has none."""
+    certificate = read_certificate(directory / form.certificate)
+    name = certificate.contract["name"] if form.is_further else "fp32"
     try:
-        made = stamped_certifying(parse_model(model), recipe.name, recipe.property.perturbation.clip)
+        model = parse_model(read_bytes(directory / form.model, "model", MAX_MODEL_BYTES))
+        made = stamped_certifying(model, recipe.name, recipe.property.perturbation.clip, form.name, name)
     except InputError:
         return {}
-    certificate = read_certificate(directory / SPARSE.certificate)
     stamps = {"certificate": certificate.digest()}
     if (directory / artifact.TARGET).is_file():
         stamps["target"] = load_target(str(directory / artifact.TARGET)).name
     set_metadata(made, stamps)
-    return {CERTIFYING_FILE: made.SerializeToString(deterministic=True)}
+    return {CERTIFYING_OF[form.name].file: made.SerializeToString(deterministic=True)}
 
 
 def _notation(record: CSourceRecord | None) -> Literal["text", "binary", "auto"]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tomli_w
 from pydantic import Field, field_validator, model_validator
 
-from vsparse.artifact.forms import INT8_C, PRECISIONS, SEQUENTIAL
+from vsparse.artifact.forms import PRECISIONS
 from vsparse.c_prefix import DEFAULT_PREFIX, require_prefix
 from vsparse.errors import InputError, nearest
 from vsparse.perturbation import Norm, PerturbationSet
@@ -160,7 +160,7 @@ class Deploy(Section):
 
     live: bool = Field(False, description="they certify the input at hand, on the device, by interval bounds (docs/live.md)")
     live_budget: int = Field(
-        0, ge=0, le=65_535, exclude_if=(0).__eq__, description="backward passes that model.c may spend on margins left open (docs/live.md)"
+        0, ge=0, le=65_535, exclude_if=(0).__eq__, description="backward passes that C may spend on margins left open (docs/live.md)"
     )
 
 
@@ -248,11 +248,6 @@ class Recipe(Section):
             raise ValueError("deploy.live certifies one radius for all inputs, and property states one for each; leave deploy.live out")
         if self.deploy.live_budget and not self.deploy.live:
             raise ValueError("deploy.live_budget is what the live certificate may spend; set deploy.live = true, or leave it out")
-        if self.deploy.live_budget and set(self.choose.forms) == {INT8_C.label}:
-            raise ValueError(
-                f'deploy.live_budget is about model.c in float32, and choose.forms names "{INT8_C.label}" alone, which certifies by '
-                f'intervals; add "{SEQUENTIAL.label}" to choose.forms, or leave deploy.live_budget out'
-            )
         if AUTO in self.export.float_layers and not self.choose.certified_loss:
             raise ValueError(
                 f'export.float_layers = ["{AUTO}"] keeps layers in float32 until at most choose.certified_loss is lost, '

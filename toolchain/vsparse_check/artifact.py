@@ -311,7 +311,7 @@ def _check_the_rest(
                 check_documents(root, files, certificates)
                 _check_c_source(root, files)
                 check_features(root, files, main)
-                check_certifying(root, files, main, budget)
+                check_certifying(root, files, certificates, budget)
                 if toolchain is not None and "model/model.fp32.onnx" in files:
                     _check_written(root, files, toolchain)
     except NotConfirmed as error:

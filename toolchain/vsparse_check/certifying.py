@@ -1,11 +1,11 @@
-"""model.certify.onnx: the network's own nodes, and margins that exceed no bound derived here.
+"""Certifying files: the network's own nodes, and margins that exceed no bound derived here.
 
 The file must be built as certifying files are: what it adds to the network reads the input, the
 radius and the largest logit in known places alone, and compares nothing but to tell whether input
 and radius are within their ranges. It is then evaluated in float64, operator by operator, at some
 samples of the certificate, at mixtures and small changes of them, and at inputs drawn anew for
 every check; each margin must be at most the least one by this checker's own intervals, last layers
-folded, under the contract fp32.
+folded, under the contract of its network: fp32, or of a network in float16 that of its certificate.
 
 That samples the file's margins and does not prove them: one that is too large on few inputs alone
 can be missed. `vsparse check` writes the file again, and compares every byte.
@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -38,14 +38,34 @@ from vsparse_check.refusal import known, need, reading
 from vsparse_check.region import ClaimedRegion, SampleRegions
 from vsparse_check.samples import read_inputs
 
-FILE, RECORD, NETWORK = "model/model.certify.onnx", "model/certify.json", "model/model.fp32.onnx"
+
+class Certifying(NamedTuple):
+    """The certifying file of a form, its record, the network that it is made of, and whose name."""
+
+    file: str
+    record: str
+    network: str
+
+
+# By the folder of the certificate of the network's form.
+FILES = {
+    "certificate": Certifying(
+        "model/model.certify.onnx", "model/certify.json", "model/model.fp32.onnx"
+    ),
+    "certificate/fp16": Certifying(
+        "model/model.fp16.certify.onnx", "model/certify.fp16.json", "model/model.fp16.onnx"
+    ),
+}
+# Contracts of half precision for which the bounds of such a file are proved; that of the first is
+# fp32, whatever its certificate is under.
+HALF = ("fp16", "fp16-tensorrt")
 INTERFACE = (["input", "epsilon"], ["logits", "class", "margin"])
 # All operators that such a file is made of, the network's own included.
 NAMES = (
-    "Abs Add And ArgMax AveragePool Clip Concat Conv Div Equal Flatten Gather GatherElements "
+    "Abs Add And ArgMax AveragePool Cast Clip Concat Conv Div Equal Flatten Gather GatherElements "
     "Gemm GlobalAveragePool Identity LeakyRelu LessOrEqual MatMul Max MaxPool Min Mul Neg Pad "
-    "ReduceL1 ReduceMin Relu Reshape Sigmoid Slice Split Squeeze Sub Tanh Transpose Unsqueeze "
-    "Where "
+    "ReduceL1 ReduceMax ReduceMin Relu Reshape Sigmoid Slice Split Squeeze Sub Tanh Transpose "
+    "Unsqueeze Where "
 )
 KINDS = frozenset(NAMES.split())
 # What stands in it once beside the network, and which nodes read the network's own tensors there.
@@ -59,7 +79,7 @@ READERS = Counter(
 )
 # Whether input and radius are within their ranges: from which kind to which each value goes.
 RANGES = (("ReduceL1", "LessOrEqual"), ("LessOrEqual", "And"), ("Equal", "And"), ("And", "Where"))
-PREFIX, INPUTS = "certify.", "certificate/inputs.npz"
+PREFIX, INPUTS = "certify.", "inputs.npz"
 MAX_NODES, MAX_TENSOR = 20_000, 2**25
 # Shares of the data range's length that radii are drawn up to, and samples drawn for each.
 RADII, SAMPLES = (0.0, 0.001, 0.02, 0.3, 1.0), 4
@@ -68,52 +88,86 @@ ROOM = 2.0**-30
 
 
 def check_certifying(
-    root: Path, files: set[str], certificate: Mapping[str, Any], budget: ResourceBudget
+    root: Path,
+    files: set[str],
+    certificates: Mapping[str, Mapping[str, Any]],
+    budget: ResourceBudget,
 ) -> None:
     """Refutes a certifying file that is not of the network, or whose margins are no bounds of it.
 
-    Its data range and samples are those of the certificate of the float32 file. Unchecked where it
-    is larger, or made of other operators, than is known here.
+    Data range and samples are those of the certificate of its network, by whose folder
+    `certificates` are given. Unchecked where it is larger, or made of other operators, than is
+    known here.
     """
-    need((FILE in files) is (RECORD in files), f"of {FILE} and {RECORD} one is missing")
-    if FILE not in files:
-        return
-    record, data = read_json(root / RECORD), read_file(root / FILE)
+    for folder, of in FILES.items():
+        have = of.file in files
+        need(have is (of.record in files), f"of {of.file} and {of.record} one is missing")
+        if have:
+            need(folder in certificates, f"{of.file} is of a network without a certificate")
+            samples = f"{folder}/{INPUTS}" if f"{folder}/{INPUTS}" in files else ""
+            _check_one(root, of, samples, certificates[folder], budget)
+
+
+def _check_one(
+    root: Path,
+    of: Certifying,
+    inputs: str,
+    certificate: Mapping[str, Any],
+    budget: ResourceBudget,
+) -> None:
+    """Refutes one certifying file; `inputs` names the samples of its network, "" without any."""
+    record, data = read_json(root / of.record), read_file(root / of.file)
     network, twin = onnx.ModelProto(), onnx.ModelProto()
-    with reading(FILE):
-        network.ParseFromString(read_file(root / NETWORK))
+    with reading(of.file):
+        network.ParseFromString(read_file(root / of.network))
         twin.ParseFromString(data)
     stated = record.get("content_sha256"), record.get("network_sha256"), record.get("contract")
-    found = content_sha256(twin), content_sha256(network), "fp32"
-    need(stated == found, f"{RECORD} is about other files than {FILE} and {NETWORK}")
+    contract = "fp32"
+    if of != FILES["certificate"]:
+        contract = str(certificate["contract"]["name"])
+        need(contract in HALF, f"{of.file} is of a network under a contract that has no such file")
+    found = content_sha256(twin), content_sha256(network), contract
+    need(stated == found, f"{of.record} is about other files than {of.file} and {of.network}")
     clip: Any = record.get("clip")
     fits = isinstance(clip, list) and len(clip) == 2 and np.isfinite(clip).all()
-    need(fits and clip[0] < clip[1], f"{RECORD} states no data range")
+    need(fits and clip[0] < clip[1], f"{of.record} states no data range")
     same = clip == certificate["property"]["clip"]
-    need(same, f"{RECORD}: clip is another data range than the certificate's")
-    _check_made_of(twin, network)
-    _check_built(twin, network)
-    _check_sizes(twin)
+    need(same, f"{of.record}: clip is another data range than the certificate's")
+    _check_made_of(of, twin, network)
+    _check_built(of, twin, network)
+    _check_sizes(of, twin)
     model = Model(network, budget)
-    held = read_inputs(root / INPUTS, prod(model.shape), budget) if INPUTS in files else {}
+    held = read_inputs(root / inputs, prod(model.shape), budget) if inputs else {}
     samples = np.array(list(held.values()), np.float32).reshape(-1, *model.shape)
     epsilon = exact(str(certificate["property"]["epsilon"]))
-    _check_margins(twin, model, (float(clip[0]), float(clip[1])), samples, float(epsilon))
+    bounds = CheckedModel(model, ErrorTerms(model, CONTRACTS[contract]), of)
+    _check_margins(twin, bounds, (float(clip[0]), float(clip[1])), samples, float(epsilon))
 
 
-def _check_made_of(twin: onnx.ModelProto, network: onnx.ModelProto) -> None:
+class CheckedModel(NamedTuple):
+    """The network of a certifying file, and what its contract grants each of its operators."""
+
+    model: Model
+    errors: ErrorTerms
+    of: Certifying
+
+
+def _check_made_of(of: Certifying, twin: onnx.ModelProto, network: onnx.ModelProto) -> None:
     """Refutes another interface, and a file that does not hold the network as it stands."""
     ends = [value.name for value in twin.graph.input], [value.name for value in twin.graph.output]
-    need(ends == INTERFACE, f"{FILE} has other inputs or outputs than a certifying file")
+    need(ends == INTERFACE, f"{of.file} has other inputs or outputs than a certifying file")
     for part in ("node", "initializer", "input", "output"):
         there = {one.SerializeToString(deterministic=True) for one in getattr(twin.graph, part)}
         own = [one.SerializeToString(deterministic=True) for one in getattr(network.graph, part)]
-        need(there.issuperset(own), f"{FILE} does not hold the {part}s of {NETWORK} as they stand")
+        need(
+            there.issuperset(own),
+            f"{of.file} does not hold the {part}s of {of.network} as they stand",
+        )
     same = list(twin.opset_import) == list(network.opset_import) and not twin.functions
-    need(same, f"{FILE} has another operator set than {NETWORK}, or functions")
+    need(same, f"{of.file} has another operator set than {of.network}, or functions")
 
 
-def _check_built(twin: onnx.ModelProto, network: onnx.ModelProto) -> None:
+def _check_built(of: Certifying, twin: onnx.ModelProto, network: onnx.ModelProto) -> None:
     """Refutes a file whose added nodes are not connected as those of certifying files are.
 
     With these connections nothing but the ranges of input and radius, and the class, chooses
@@ -127,7 +181,7 @@ def _check_built(twin: onnx.ModelProto, network: onnx.ModelProto) -> None:
     need(
         len(unique) == len(made) + len(tensors) + len(INTERFACE[0])
         and not twin.graph.sparse_initializer,
-        f"{FILE} gives a tensor twice, or sparse ones",
+        f"{of.file} gives a tensor twice, or sparse ones",
     )
     theirs = {one.name for one in network.graph.initializer}
     names = [one.name for one in nodes] + [name for name in tensors if name not in theirs]
@@ -136,36 +190,38 @@ def _check_built(twin: onnx.ModelProto, network: onnx.ModelProto) -> None:
     names += [name for name, kind in outputs if ends.get(name) != kind]
     need(
         all(name.startswith(PREFIX) for name in names),
-        f"{FILE} has nodes or tensors that are neither the network's nor called {PREFIX}*",
+        f"{of.file} has nodes or tensors that are neither the network's nor called {PREFIX}*",
     )
     counts = Counter(node.op_type for node in nodes)
     need(
         all(counts[kind] == 1 for kind in ONCE),
-        f"{FILE} does not have each of {', '.join(ONCE)} once beside the network",
+        f"{of.file} does not have each of {', '.join(ONCE)} once beside the network",
     )
     inside = {name for node in network.graph.node for name in node.output} | set(INTERFACE[0])
     reads = Counter((name, node.op_type) for node in nodes for name in node.input if name in inside)
-    need(reads == READERS, f"{FILE} reads the network's tensors in other places")
+    need(reads == READERS, f"{of.file} reads the network's tensors in other places")
     readers = Counter((name, node.op_type) for node in nodes for name in node.input)
     for kind, reader in RANGES:
         (output,) = next(node.output for node in nodes if node.op_type == kind)
         found = {pair: count for pair, count in readers.items() if pair[0] == output}
         need(
             found == {(output, reader): 1},
-            f"{FILE} uses whether input and radius are within their ranges in other places",
+            f"{of.file} uses whether input and radius are within their ranges in other places",
         )
     (last,) = (node for node in nodes if node.op_type == "Where")
-    need(list(last.output) == ["margin"], f"{FILE} chooses something else than its margin")
+    need(list(last.output) == ["margin"], f"{of.file} chooses something else than its margin")
 
 
-def _check_sizes(twin: onnx.ModelProto) -> None:
+def _check_sizes(of: Certifying, twin: onnx.ModelProto) -> None:
     """Unchecked where an operator is not known, or a tensor's size is not, or is too large."""
     graph = twin.graph
     kinds = {node.op_type for node in graph.node if node.domain in ("", "ai.onnx")}
     plain = all(node.domain in ("", "ai.onnx") for node in graph.node)
-    known(plain and kinds <= KINDS, f"{FILE} has operators that certifying files are not made of")
-    known(len(graph.node) <= MAX_NODES, f"{FILE} has more operators than are evaluated")
-    with reading(FILE):
+    known(
+        plain and kinds <= KINDS, f"{of.file} has operators that certifying files are not made of"
+    )
+    known(len(graph.node) <= MAX_NODES, f"{of.file} has more operators than are evaluated")
+    with reading(of.file):
         fixed = onnx.ModelProto()
         fixed.CopyFrom(twin)
         for value in (*fixed.graph.input, *fixed.graph.output):
@@ -179,7 +235,7 @@ def _check_sizes(twin: onnx.ModelProto) -> None:
         for name in node.output:
             sizes = [dim.dim_value for dim in shapes[name].dim] if name in shapes else [0]
             fits = name in shapes and prod(sizes) <= MAX_TENSOR and all(size > 0 for size in sizes)
-            known(fits, f'{FILE} makes "{name:.60}" of a size that is not known, or too large')
+            known(fits, f'{of.file} makes "{name:.60}" of a size that is not known, or too large')
 
 
 def _near(draw: np.random.Generator, samples: Any, clip: tuple[float, float]) -> Any:
@@ -196,7 +252,7 @@ def _near(draw: np.random.Generator, samples: Any, clip: tuple[float, float]) ->
 
 def _check_margins(
     twin: onnx.ModelProto,
-    model: Model,
+    about: CheckedModel,
     clip: tuple[float, float],
     samples: Any,
     epsilon: float,
@@ -205,10 +261,11 @@ def _check_margins(
 
     `samples` [n, …] are those of the certificate, and `epsilon` is its radius.
     """
-    with reading(FILE):
+    model, errors, of = about
+    with reading(of.file):
         evaluator = ReferenceEvaluator(_wide(twin))
     largest = max(float(np.abs(one).max(initial=0)) for one in model.parameters.values())
-    errors, draw = ErrorTerms(model, CONTRACTS["fp32"]), np.random.default_rng()
+    draw = np.random.default_rng()
     trials = []
     for share in RADII:
         radius = np.float32(share * draw.uniform(0.5, 1) * (clip[1] - clip[0]))
@@ -223,16 +280,18 @@ def _check_margins(
         if len(samples):
             trials.append((_near(draw, samples, clip), radius))
     for x, radius in trials:
-        logits, classes, margins = _evaluated(evaluator, x, radius)
-        need((classes == logits.argmax(1)).all(), f"{FILE} names another class than the first")
-        need(np.isfinite(margins).all(), f"{FILE} returns no margin for an input within its range")
+        logits, classes, margins = _evaluated(of, evaluator, x, radius)
+        need((classes == logits.argmax(1)).all(), f"{of.file} names another class than the first")
+        need(
+            np.isfinite(margins).all(), f"{of.file} returns no margin for an input within its range"
+        )
         ball = ClaimedRegion("linf", Fraction(float(radius)), Fraction(0), Fraction(0), clip)
         least = _least_margins(model, errors, SampleRegions(ball, x.reshape(SAMPLES, -1)), classes)
         room = ROOM * (1 + np.abs(logits).max()) * max(largest, 1.0)
         need(
             (margins <= least + room).all(),
-            f"{FILE} returns the margin {margins.max():.6g} at epsilon {radius:.6g}, above what "
-            f"intervals prove: it does not bound {NETWORK}",
+            f"{of.file} returns the margin {margins.max():.6g} at epsilon {radius:.6g}, above what "
+            f"intervals prove: it does not bound {of.network}",
         )
     low, high = clip
     for value, wrong in (
@@ -241,23 +300,23 @@ def _check_margins(
     ):
         x = draw.uniform(*clip, (SAMPLES, *model.shape)).astype(np.float32).clip(*clip)
         x.reshape(SAMPLES, -1)[:, draw.integers(x[0].size)] = value
-        margins = _evaluated(evaluator, x, np.float32(wrong))[2]
+        margins = _evaluated(of, evaluator, x, np.float32(wrong))[2]
         need(
             (margins == -np.inf).all(),
-            f"{FILE} returns a margin for inputs with {value:g} and epsilon {wrong:g}, "
+            f"{of.file} returns a margin for inputs with {value:g} and epsilon {wrong:g}, "
             "about which nothing is proved",
         )
 
 
 def _evaluated(
-    evaluator: ReferenceEvaluator, x: FloatArray, radius: np.floating[Any]
+    of: Certifying, evaluator: ReferenceEvaluator, x: FloatArray, radius: np.floating[Any]
 ) -> tuple[Any, Any, Any]:
     """Returns logits, classes and margins of samples x at a radius, in float64."""
-    with reading(FILE), np.errstate(all="ignore"):
+    with reading(of.file), np.errstate(all="ignore"):
         feed = {"input": x.astype(np.float64), "epsilon": np.array(radius, np.float64)}
         logits, classes, margins = (np.asarray(one) for one in evaluator.run(None, feed))
         shapes = logits.shape[0], classes.shape, margins.shape
-        need(shapes == (SAMPLES, (SAMPLES,), (SAMPLES,)), f"{FILE} returns other shapes")
+        need(shapes == (SAMPLES, (SAMPLES,), (SAMPLES,)), f"{of.file} returns other shapes")
     return logits, classes, margins
 
 

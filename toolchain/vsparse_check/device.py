@@ -50,9 +50,10 @@ def check_device(root: Path, files: set[str], certificate_sha256: str) -> None:
     need(same, f"{SCRIPT} is not the script of its manifest")
     same = manifest.get("agent_sha256", None) == hashes.get(AGENT)
     need(same, f"{AGENT} is not the agent of its manifest")
-    certifying = manifest.get("certifying") or {}
-    same = certifying.get("script_sha256") == hashes.get(CERTIFYING_SCRIPT)
-    need(same, f"{CERTIFYING_SCRIPT} is not the script of {MANIFEST}")
+    for certifying in certifying_of(manifest) or [{}]:
+        same = certifying.get("script_sha256") == hashes.get(CERTIFYING_SCRIPT)
+        need(same, f"{CERTIFYING_SCRIPT} is not the script of {MANIFEST}")
+    _check_further(manifest)
     listed = _listed(manifest)
     binaries = {name for name in folder if name.endswith((".onnx", ".bin"))}
     for name in sorted(listed.keys() | binaries):
@@ -60,12 +61,33 @@ def check_device(root: Path, files: set[str], certificate_sha256: str) -> None:
         need(same, f"{name} is not the file that {MANIFEST} lists")
 
 
+def _check_further(manifest: dict[str, Any]) -> None:
+    """Refuses files that certify their own input and are not of a model of half precision there."""
+    models = {one.get("content_sha256"): one for one in manifest.get("models", [])}
+    for one in manifest.get("further_certifying", []):
+        model = models.get(one.get("network_sha256"), {})
+        same = all(
+            one.get(key, default) == model.get(key, default)
+            for key, default in (("precision", "fp32"), ("contract", ""), ("unrounded", []))
+        )
+        need(
+            same and one.get("precision") == "fp16" and one.get("role") == "certifying-fp16",
+            f"{MANIFEST} says otherwise of {one.get('file')!s:.60} than of the model it is made of",
+        )
+
+
+def certifying_of(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns what a manifest says of the files that certify their own input."""
+    first = manifest.get("certifying")
+    return [*([first] if first else []), *manifest.get("further_certifying", [])]
+
+
 def _listed(manifest: dict[str, Any]) -> dict[str, str]:
     """Returns the hashes of the models and probes that a manifest lists, by file."""
     entries = [
         *manifest.get("models", []),
         *manifest.get("c_sources", []),
-        *([certifying] if (certifying := manifest.get("certifying")) else []),
+        *certifying_of(manifest),
     ]
     probes = [probe for entry in entries for probe in entry.get("probes", [])]
     listed = {f"device/{one['file']}": one["sha256"] for one in [*entries, *probes]}

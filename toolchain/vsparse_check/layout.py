@@ -36,6 +36,7 @@ FORMS = {
     **{f"model/model.{name}.onnx": f"certificate/{name}" for name in PRECISIONS},
     "model/dense.fp32.onnx": "certificate/dense",
     "model/model.certify.onnx": "certificate",
+    "model/model.fp16.certify.onnx": "certificate/fp16",
 }
 # Evidence in JSON may be added; whatever could be deployed, or taken for a certificate, is listed.
 OF_A_CERTIFICATE = (
@@ -77,6 +78,7 @@ PATTERNS = (
     "device/model.int8_weights.bin",
     "device/*.fp32.onnx",
     "device/model.certify.onnx",
+    "device/model.fp16.certify.onnx",
     *(f"device/model.{name}.onnx" for name in PRECISIONS),
 )
 MAX_FILES, MAX_HASHED = 20_000, 2**34

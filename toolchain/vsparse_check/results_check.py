@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vsparse_check.comparison import Content
+from vsparse_check.device import certifying_of
 from vsparse_check.device_results import (
     CERTIFYING,
     FOLDER,
@@ -103,9 +104,7 @@ def _check_files(results: Content, folder: Content) -> None:
     known |= {
         (one["role"], one["file"], one["sha256"], True) for one in folder.get("c_sources", [])
     }
-    certifying = folder.get("certifying") or None
-    if certifying is not None:
-        known.add((CERTIFYING, certifying["file"], certifying["sha256"], False))
+    known |= {(role, one["file"], one["sha256"], False) for role, one in certifying_entries(folder)}
     seen = [(one["role"], folder["target"]["runtime"]) for one in results["models"]]
     for one in results.get("further", []):
         in_c = bool(one.get("source_sha256"))
@@ -116,6 +115,11 @@ def _check_files(results: Content, folder: Content) -> None:
         )
         seen.append((one["role"], _runtime(one, results, folder)))
     need(len(set(seen)) == len(seen), f"{RESULTS} measures a form twice in one runtime")
+
+
+def certifying_entries(folder: Content) -> list[tuple[str, Content]]:
+    """Returns the files that certify their own input, each with its role."""
+    return [(str(one.get("role", CERTIFYING)), one) for one in certifying_of(folder)]
 
 
 def _runtime(one: Content, results: Content, folder: Content) -> str:
@@ -137,8 +141,7 @@ def _measurements(results: Content, folder: Content) -> Iterator[tuple[Content, 
     """Yields each measurement with what the folder says of it, and whether it is of `models`."""
     entries = {one["role"]: one for one in folder["models"]}
     entries |= {one["role"]: one for one in folder.get("c_sources", [])}
-    if folder.get("certifying"):
-        entries[CERTIFYING] = folder["certifying"]
+    entries |= dict(certifying_entries(folder))
     for key in ("models", "further"):
         for one in results.get(key, []):
             runtime = _runtime(one, results, folder)
@@ -177,7 +180,7 @@ def _check_measurement(
         _check_latency(latency, of)
         batch = timing.get("batch", folder.get("timing", {}).get("batch", 1))
         said = one.get("settings", {}).get("batch", batch)
-        wanted = 1 if one["role"] == CERTIFYING else batch
+        wanted = 1 if one["role"].startswith(CERTIFYING) else batch
         need(is_count(said, 1) and said in (wanted, batch), f"{of} was timed with another batch")
         most = timing.get("threads", folder.get("timing", {}).get("threads", 1))
         said = one.get("settings", {}).get("threads_intra_op", 1)
@@ -214,7 +217,7 @@ def _check_gates(one: Content, entry: Content, runtime: str, of: str) -> None:
                 f"{of} passed its audit on other inputs than the {probes} of the device folder",
             )
     needed = ["arithmetic"] if runtime == "tensorrt" else []
-    needed += ["refusal"] if one["role"] == CERTIFYING and runtime == "onnxruntime" else []
+    needed += ["refusal"] if one["role"].startswith(CERTIFYING) and runtime == "onnxruntime" else []
     for name in needed:
         need(judged.get(name) is not None or not ran, f"{of}: {name} was not examined")
 

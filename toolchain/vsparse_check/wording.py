@@ -14,7 +14,7 @@ C_SOURCES = {
     "certificate/int8/c": "model/model.int8.c",
 }
 COLUMNS = "model/model_columns.h"
-CERTIFYING = "model/model.certify.onnx"
+CERTIFYING = ("model/model.certify.onnx", "model/model.fp16.certify.onnx")
 SHOWN = 3
 REAL = " (exact arithmetic, of no device)"
 
@@ -175,10 +175,11 @@ def left_to_the_reader(files: set[str], records: Sequence[CertificateRecord], wr
     written_again = ("device/agent.py", *C_SOURCES.values(), COLUMNS, *scripts)
     if FEATURES in files and not (written and all(record.same_data for record in records)):
         left.append(f"whether {FEATURES} is of the training rows (`vsparse check --data` compares)")
-    if CERTIFYING in files and not written:
+    drawn = [name for name in CERTIFYING if name in files]
+    if drawn and not written:
         left.append(
-            f"the margins of {CERTIFYING} at inputs that were not drawn (`vsparse check` writes it "
-            "again and compares)"
+            f"the margins of {' and '.join(drawn)} at inputs that were not drawn (`vsparse check` "
+            "writes it again and compares)"
         )
     if LIVE in files:
         left.append(f"the curve of {LIVE}, and its counts beyond the verdicts replayed")

@@ -74,13 +74,21 @@ class CertifyingProbe(DeviceProbe):
 
 
 class CertifyingEntry(Part):
-    """The file that certifies its own input (docs/live.md), made of the model with the hash `network_sha256`: its interface and probes."""
+    """The file that certifies its own input (docs/live.md), made of the model with the hash `network_sha256`: its interface and probes.
 
+    Those of further forms have a `role`, a precision and a contract of their own; `unrounded` as for models.
+    """
+
+    role: str = Field("certifying", exclude_if=lambda value: value == "certifying")
     file: str
     sha256: str = Field(pattern=SHA256)
     content_sha256: str = Field(pattern=SHA256)
     network_sha256: str = Field(pattern=SHA256)
     script_sha256: str = Field(pattern=SHA256)
+    precision: Literal["fp32", "fp16"] = Field("fp32", exclude_if=lambda value: value == "fp32")
+    contract: str = Field("", exclude_if=lambda value: not value)
+    certificate_sha256: str = Field("", exclude_if=lambda value: not value)
+    unrounded: tuple[str, ...] = Field((), exclude_if=lambda value: not value)
     input: str
     input_shape: tuple[Annotated[int, Field(ge=1)], ...]
     epsilon: str
@@ -126,3 +134,9 @@ class DeviceFolder(Document):
     models: Annotated[tuple[DeviceFolderModel, ...], Field(min_length=1)]
     c_sources: tuple[DeviceSource, ...] = Field((), exclude_if=lambda value: not value)
     certifying: CertifyingEntry | None = Field(None, exclude_if=lambda value: value is None)
+    further_certifying: tuple[CertifyingEntry, ...] = Field((), exclude_if=lambda value: not value)
+
+    @property
+    def certifying_files(self) -> tuple[CertifyingEntry, ...]:
+        """The files that certify their own input: that of the float32 model, and those of further ones."""
+        return (*([] if self.certifying is None else [self.certifying]), *self.further_certifying)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from vsparse.artifact.latency import LatencyFile
 from vsparse.artifact.layers import LayerTable
 from vsparse.artifact.layout import DATA, GATES, LAYERS, MANIFEST, RECIPE, REPORT, REPORT_JSON, TARGET, StageRecord, read_manifest
 from vsparse.artifact.live import LIVE, LiveRecord
-from vsparse.artifact.models import C_INT8_SOURCE, C_SOURCE, CERTIFYING_LATENCY, CSourceRecord
+from vsparse.artifact.models import C_INT8_SOURCE, C_SOURCE, CERTIFYING_OF, CertifyingRecord, CertifyingRefusal, CSourceRecord
 from vsparse.artifact.outcome import NetworkOutcome, certified_ids, misclassified, outcome_of
 from vsparse.artifact.requirements import JudgedRequirement, judge_requirements, requirements_of
 from vsparse.artifact.samples import DataRecord
@@ -48,7 +48,7 @@ class Provenance(Part):
 
 @dataclass(frozen=True)
 class Facts:
-    """All that an artifact holds. `latency` is by file name in profile/, but for that of the file which certifies its own input."""
+    """All that an artifact holds. `latency` is by file name in profile/, but for those of files which certify their own input."""
 
     name: str
     description: str
@@ -81,7 +81,9 @@ class Facts:
     measured_on_target: bool
     build_machine: str
     choice: FormChoice | None = None
-    certifying_latency: LatencyFile | None = None
+    certifying_latency: Mapping[str, LatencyFile] = field(default_factory=dict)
+    certifying: Mapping[str, CertifyingRecord] = field(default_factory=dict)
+    not_certifying: Mapping[str, CertifyingRefusal] = field(default_factory=dict)
     device: DeviceResults | None = None
     live: LiveRecord | None = None
     target_kind: str = "host"
@@ -125,8 +127,8 @@ class Facts:
 
     @property
     def latency_files(self) -> Mapping[str, LatencyFile]:
-        """All of profile/ that is a latency, by file name: the network's, and that of the file which certifies its own input."""
-        more = {} if self.certifying_latency is None else {Path(CERTIFYING_LATENCY).name: self.certifying_latency}
+        """All of profile/ that is a latency, by file name: the network's, and those of files which certify their own input."""
+        more = {Path(CERTIFYING_OF[form].latency).name: latency for form, latency in self.certifying_latency.items()}
         return {**self.latency, **more}
 
     @property
@@ -240,7 +242,9 @@ def gather(directory: Path) -> Facts:
             f"{directory} holds no artifact (no {MANIFEST}, {RECIPE} or certificate); give the directory that `vsparse build` wrote"
         )
     latency = {path.name: item for path in sorted((directory / "profile").glob("*.json")) if (item := read_if_there(LatencyFile, path))}
-    certifying = latency.pop(Path(CERTIFYING_LATENCY).name, None)
+    certifying = {form: found for form, at in CERTIFYING_OF.items() if (found := latency.pop(Path(at.latency).name, None)) is not None}
+    records = {form: read_if_there(CertifyingRecord, directory / at.record) for form, at in CERTIFYING_OF.items()}
+    refusals = {form: read_if_there(CertifyingRefusal, directory / at.refusal) for form, at in CERTIFYING_OF.items() if at.refusal}
     outcomes = {name: outcome_of(certificate) for name, certificate in certificates.items()}
     rows = certificate_rows(directory, certificates, outcomes)
     own = certificates.get(SPARSE.name)
@@ -265,6 +269,8 @@ def gather(directory: Path) -> Facts:
         compression=layers,
         latency=latency,
         certifying_latency=certifying,
+        certifying={form: record for form, record in records.items() if record is not None},
+        not_certifying={form: refusal for form, refusal in refusals.items() if refusal is not None},
         history_sparse=history,
         history_dense=history_dense,
         counterexamples=read_counterexamples(counterexamples) if counterexamples.exists() else None,

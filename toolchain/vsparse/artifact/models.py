@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Self
 
 from pydantic import Field, model_validator
@@ -17,11 +18,45 @@ C_BINARY_FILES = ("model_weights.S", "model_weights.bin")
 # Of a table: its columns as the input, for either network in C.
 C_COLUMNS = "model_columns.h"
 C_INT8_SOURCE = "model/c_source.int8.json"
-CERTIFYING = "model/certify.json"
-CERTIFYING_FILE = "model/model.certify.onnx"
-CERTIFYING_LATENCY = "profile/certify.json"
 C_INT8_FILES = ("model.int8.c", "model.int8.h", "model.int8_weights.h")
 C_INT8_BINARY_FILES = ("model.int8_weights.S", "model.int8_weights.bin")
+
+
+@dataclass(frozen=True)
+class CertifyingPlaces:
+    """Where the file that certifies its own input stands, of one form: itself, its record or what says why there is none, its latency.
+
+    `role` is its name in a device folder and in the results of a device, `label` its name among the models that are timed.
+    """
+
+    file: str
+    record: str
+    refusal: str
+    latency: str
+    role: str
+    label: str
+    title: str
+
+
+# By the name of the form; only that of the float32 network must be there where deploy.live asks for it.
+CERTIFYING_OF: dict[str, CertifyingPlaces] = {
+    "sparse": CertifyingPlaces(
+        "model/model.certify.onnx", "model/certify.json", "", "profile/certify.json", "certifying", "certifying", "certifies its own input"
+    ),
+    **{
+        name: CertifyingPlaces(
+            f"model/model.{name}.certify.onnx",
+            f"model/certify.{name}.json",
+            f"model/certify.{name}.refused.json",
+            f"profile/certify.{name}.json",
+            f"certifying-{name}",
+            f"certifying {name}",
+            f"certifies its own input, {name}",
+        )
+        for name in ("fp16", "bf16", "int8")
+    },
+}
+CERTIFYING_FILE = CERTIFYING_OF["sparse"].file
 
 
 class LevelReport(Part):
@@ -145,7 +180,7 @@ class CertifiedAtRadius(Part):
 class CertifyingRecord(Document):
     """The file that certifies its own input (docs/live.md): what it is made of, and what was executed of it before it was kept.
 
-    It is made of the float32 network with the hash `network_sha256`, and clips to `clip`. `samples` training samples were tried at each of
+    It is made of the network with the hash `network_sha256`, and clips to `clip`. `samples` training samples were tried at each of
     `radii` and each of `levels` with each of `threads`: no margin above its bound in float64, no logit outside its enclosure.
     """
 
@@ -162,3 +197,10 @@ class CertifyingRecord(Document):
     samples: Count
     executions: Count
     radii: tuple[CertifiedAtRadius, ...]
+
+
+class CertifyingRefusal(Document):
+    """Why a further form has no file that certifies its own input, though deploy.live asks for one."""
+
+    contract: str
+    reason: str

@@ -38,6 +38,7 @@ def crown(
     target: str | None = None,
     memory_limit_bytes: int = GIBIBYTE,
     costs: Mapping[str, Tensor] | None = None,
+    stored: bool = False,
 ) -> Tensor:
     """Returns lower bounds [batch, R] of rows · z for all inputs in `box`, a box or another region, z being the activation `target`
     (default: the output).
@@ -47,7 +48,8 @@ def crown(
     multipliers for each row; with splits a row's bound holds where they do. Without `rounding`: plain arithmetic in the dtype of
     `rows`, differentiable, for search. With it: float64, and each bound holds for what any device within the contract computes;
     what is not a number becomes −inf.
-    `costs` are the `unit_costs` of all activations `target` depends on, where the caller has them for these very boxes.
+    `costs` are the `unit_costs` of all activations `target` depends on, where the caller has them for these very boxes. With `stored` the
+    box is of what a device has stored, as that of an activation is, and not of an input that it stores first.
     Rows are worked on in pieces that need at most about `memory_limit_bytes`, and fewer where smaller ones are faster.
     InputError for a node on the way without a rule, by its name and before any work; with `rounding` also: not float64, or `params` that
     are not the graph's.
@@ -67,7 +69,7 @@ def crown(
         return rows.new_zeros(rows.shape[:2])
     choices = choices or Choices()
     with torch.set_grad_enabled(torch.is_grad_enabled() and rounding is None):
-        columns = _costs(graph, walk, intermediate, box_of(box), rounding, costs)
+        columns = _costs(graph, walk, intermediate, None if stored else box_of(box), rounding, costs)
         widest = max([lower_end[0].numel(), *(node.size for node in walk)]) if batch else 1
         piece = max(1, min(memory_limit_bytes, paths.working_set(rows.device)) // (widest * rows.element_size() * 6))
         at_once = max(1, piece // max(batch, 1))
@@ -92,6 +94,7 @@ def crown(
                         target,
                         memory_limit_bytes,
                         None if costs is None else {name: cost[i : i + samples] for name, cost in costs.items()},
+                        stored,
                     )
                     for i in range(0, batch, samples)
                 ]
@@ -123,13 +126,23 @@ def unit_costs(walk: list[Node], boxes: Mapping[str, Box], rounding: Rounding) -
 
 
 def _costs(
-    graph: Graph, walk: list[Node], boxes: Mapping[str, Box], box: Box, rounding: Rounding | None, known: Mapping[str, Tensor] | None
+    graph: Graph,
+    walk: list[Node],
+    boxes: Mapping[str, Box],
+    box: Box | None,
+    rounding: Rounding | None,
+    known: Mapping[str, Tensor] | None,
 ) -> dict[str, Tensor]:
-    """Returns the costs of every activation, the input included, as columns [batch, size, 1]; none without `rounding`."""
+    """Returns the costs of every activation, the input included, as columns [batch, size, 1]; none without `rounding`.
+
+    `box` is the region of the input, whose storing is charged; None where that is in its box already.
+    """
     if rounding is None:
         return {}
     units = unit_costs(walk, boxes, rounding) if known is None else {node.name: known[node.name] for node in walk}
-    units[graph.input] = rounding.input_error(box) + rounding.coefficient_error(graph.input, boxes)
+    units[graph.input] = rounding.coefficient_error(graph.input, boxes)
+    if box is not None:
+        units[graph.input] = rounding.input_error(box) + units[graph.input]
     return {name: cost.flatten(1).unsqueeze(2) for name, cost in units.items()}
 
 

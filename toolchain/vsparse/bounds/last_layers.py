@@ -34,4 +34,4 @@ def last_layer_folding(graph: Graph, params: Params, rows: Tensor, boxes: Mappin
     `rows` and `rounding` are as for `crown`, and so are the errors; `boxes` is an enclosure of every activation.
     """
     end = last_layers(graph)
-    return crown(end, params, boxes[end.input], rows, boxes, rounding)
+    return crown(end, params, boxes[end.input], rows, boxes, rounding, stored=True)

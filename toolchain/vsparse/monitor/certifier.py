@@ -77,7 +77,7 @@ class FrameCertifier:
         graph = from_onnx(read_bytes(root / kind.form.model, "model", MAX_ONNX_BYTES))
         self.shape, self.data_range = graph.input_shape, perturbation.clip
         self.epsilon = not_below(perturbation.box_radius)
-        self._live = LiveCertifier(graph, perturbation.clip, compiled=compiled, budget=recipe.deploy.live_budget if kind is FLOAT else 0)
+        self._live = LiveCertifier(graph, perturbation.clip, compiled=compiled, budget=recipe.deploy.live_budget)
         record = read_if_there(LiveRecord, root / LIVE)
         answers = None if record is None else record.int8 if kind is INTEGER else record
         told = [frame.radius for frame in answers.frames] if answers is not None else []

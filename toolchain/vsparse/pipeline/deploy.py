@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, cast
 
@@ -13,8 +14,8 @@ from vsparse.artifact.certificate import Certificate, read_certificate
 from vsparse.artifact.device_folder import DeviceTiming
 from vsparse.artifact.document import write_document
 from vsparse.artifact.features import FeatureList
-from vsparse.artifact.forms import FORMS, INT8_C, SEQUENTIAL, SPARSE
-from vsparse.artifact.models import C_COLUMNS, CERTIFYING_FILE
+from vsparse.artifact.forms import FORMS, INT8_C, SEQUENTIAL, SPARSE, DeployedForm
+from vsparse.artifact.models import C_COLUMNS, CERTIFYING_OF
 from vsparse.bounds import Rounding, ball, interval
 from vsparse.contract import contract
 from vsparse.errors import UnavailableError
@@ -59,10 +60,13 @@ def finish_models(directory: Path, target: Target, recipe: Recipe | None = None)
         if form.is_further:
             precision = cast(Literal["fp16", "bf16", "int8"], form.name)
             certified[form.device_variant] = CertifiedModel(precision, certificate.contract["name"], certificate.digest())
-    certifying = None
-    if recipe is not None and (directory / CERTIFYING_FILE).exists():
-        stamp(directory / CERTIFYING_FILE, {"certificate": main_sha256, "target": target.name})
-        certifying = _certifying(directory, recipe, probes.get(SPARSE.device_variant, []))
+    certifying: list[CertifyingFile] = []
+    for form in FORMS:
+        places = CERTIFYING_OF.get(form.name)
+        if recipe is not None and places is not None and (directory / places.file).exists():
+            claimed = certified.get(form.device_variant, CertifiedModel(certificate_sha256=main_sha256))
+            stamp(directory / places.file, {"certificate": claimed.certificate_sha256, "target": target.name})
+            certifying.append(_certifying(directory, recipe, form, claimed, probes.get(form.device_variant, [])))
     if target.device.kind == "microcontroller":
         return  # what runs there is model.c, and there is nothing to run a script on
     how = None if recipe is None else recipe.profile
@@ -77,7 +81,8 @@ def finish_models(directory: Path, target: Target, recipe: Recipe | None = None)
         probes=probes,
         certified=certified,
         sources=_sources(directory),
-        certifying=certifying,
+        certifying=next((one for one in certifying if one.network == model), None),
+        further_certifying=[one for one in certifying if one.network != model],
     )
     if target.runtime.name == "tensorrt":
         try:
@@ -112,11 +117,14 @@ def _sources(directory: Path) -> list[DeployedSource]:
     return found
 
 
-def _certifying(directory: Path, recipe: Recipe, probes: list[Probe]) -> CertifyingFile:
-    """Returns the certifying file with the inputs of the network's own probes, on which it is audited."""
-    network, perturbation = directory / SPARSE.model, recipe.property.perturbation
+def _certifying(directory: Path, recipe: Recipe, form: DeployedForm, claimed: CertifiedModel, probes: list[Probe]) -> CertifyingFile:
+    """Returns the certifying file of a form with the inputs of the network's own probes, on which it is audited."""
+    network, perturbation, places = directory / form.model, recipe.property.perturbation, CERTIFYING_OF[form.name]
     inputs = np.stack([probe.x for probe in probes]) if probes else np.zeros((0, *from_onnx(network).input_shape), np.float32)
-    return CertifyingFile(directory / CERTIFYING_FILE, network, inputs, perturbation.box_radius, perturbation.clip)
+    made = CertifyingFile(directory / places.file, network, inputs, perturbation.box_radius, perturbation.clip)
+    if form == SPARSE:
+        return made
+    return replace(made, role=places.role, contract=claimed.contract, certificate_sha256=claimed.certificate_sha256)
 
 
 def device_probes(model: Path, certificate: Certificate, inputs: Path) -> list[Probe]:

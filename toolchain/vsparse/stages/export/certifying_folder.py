@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from vsparse.artifact.device_folder import CERTIFYING_SCRIPT, CertifyingEntry, CertifyingProbe
 from vsparse.artifact.hashes import content_sha256, parse_model
 from vsparse.files import read_bytes, sha256_bytes, write_bytes
+from vsparse.graph import Graph
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.graph.onnx_file import MAX_ONNX_BYTES
 from vsparse.graph.to_onnx import INPUT, OUTPUT
@@ -28,13 +29,19 @@ SHARES = (Fraction(0), Fraction(1, 2), Fraction(1), Fraction(2))
 
 @dataclass(frozen=True)
 class CertifyingFile:
-    """What the folder is given: the certifying file, the network that it was made of, and probe inputs float32 [n, *shape] in `clip`."""
+    """What the folder is given: the certifying file, the network that it was made of, and probe inputs float32 [n, *shape] in `clip`.
+
+    Of a further form also its role there, and its contract with the hash of the certificate under it.
+    """
 
     path: Path
     network: Path
     inputs: NDArray[np.float32]
     epsilon: Fraction
     clip: tuple[float, float]
+    role: str = "certifying"
+    contract: str = "fp32"
+    certificate_sha256: str = ""
 
 
 def put_certifying(folder: Path, given: CertifyingFile) -> CertifyingEntry:
@@ -45,8 +52,13 @@ def put_certifying(folder: Path, given: CertifyingFile) -> CertifyingEntry:
     write_bytes(folder / CERTIFYING_SCRIPT, script)
     os.chmod(folder / CERTIFYING_SCRIPT, 0o755)
     graph = from_onnx(network)
-    bounds = MarginBounds(graph, parse_model(data), given.clip)
+    bounds = MarginBounds(graph, parse_model(data), given.clip, given.contract)
     return CertifyingEntry(
+        role=given.role,
+        precision=graph.storage,
+        contract="" if given.contract == "fp32" else given.contract,
+        certificate_sha256=given.certificate_sha256,
+        unrounded=unrounded_ends(graph) if given.contract == "fp16-tensorrt" else (),
         file=given.path.name,
         sha256=sha256_bytes(data),
         content_sha256=content_sha256(data),
@@ -62,11 +74,18 @@ def put_certifying(folder: Path, given: CertifyingFile) -> CertifyingEntry:
     )
 
 
+def unrounded_ends(graph: Graph) -> tuple[str, ...]:
+    """Returns the names, in the file, of its input and output where it keeps them in float32 and stores float16."""
+    return tuple(
+        name for name, there in ((INPUT, graph.input in graph.unrounded), (OUTPUT, bool(graph.unrounded - {graph.input}))) if there
+    )
+
+
 def _probes(folder: Path, given: CertifyingFile, bounds: MarginBounds) -> Sequence[CertifyingProbe]:
     made = []
     longest = Fraction(given.clip[1]) - Fraction(given.clip[0])
     for i, x in enumerate(given.inputs):
-        name = f"probe-certify-{i}.bin"
+        name = f"probe-{given.role.replace('certifying', 'certify')}-{i}.bin"
         content = np.ascontiguousarray(x, dtype="<f4").tobytes()
         write_bytes(folder / name, content)
         low, high = bounds.logits(x[None])

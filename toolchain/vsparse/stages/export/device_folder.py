@@ -27,12 +27,10 @@ from vsparse.artifact.hashes import content_sha256, parse_model
 from vsparse.contract import contract
 from vsparse.errors import InputError
 from vsparse.files import new_directory, read_bytes, sha256_bytes, write_bytes
-from vsparse.graph import Graph
 from vsparse.graph.from_onnx import from_onnx
-from vsparse.graph.to_onnx import INPUT, OUTPUT
 from vsparse.stages.export.bundle import agent_script, device_script
 from vsparse.stages.export.c_source.weights import beside
-from vsparse.stages.export.certifying_folder import README_LINE, CertifyingFile, put_certifying
+from vsparse.stages.export.certifying_folder import README_LINE, CertifyingFile, put_certifying, unrounded_ends
 from vsparse.stages.export.structured import has_two_four
 from vsparse.target import Target
 
@@ -87,6 +85,7 @@ def write_device_folder(
     certified: Mapping[str, CertifiedModel] | None = None,
     sources: Sequence[DeployedSource] = (),
     certifying: CertifyingFile | None = None,
+    further_certifying: Sequence[CertifyingFile] = (),
 ) -> DeviceFolder:
     """Writes the folder that is copied to a device, in one step, and returns its manifest.
 
@@ -94,7 +93,7 @@ def write_device_folder(
     their names. `probes` maps variants to the probes that the device is audited with, `certified` to the certificates about them.
     `contract_name` defaults to the target's. Raises InputError for no models, for two of one name, for a model that has not one fp32 input
     of known shape and one output, and for a probe that does not fit its model. `sources` are the networks in C, or none;
-    `certifying` is the file that certifies its own input.
+    `certifying` is the file that certifies its own input, `further_certifying` those of further forms.
     """
     contract_name = contract_name or target.default_contract
     variants = dict(models) if isinstance(models, Mapping) else {path.name.split(".")[0]: path for path in models}
@@ -120,18 +119,12 @@ def write_device_folder(
             models=tuple(entries),
             c_sources=tuple(_source(folder, one) for one in sources),
             certifying=None if certifying is None else put_certifying(folder, certifying),
+            further_certifying=tuple(put_certifying(folder, one) for one in further_certifying),
         )
         write_document(folder / MANIFEST, manifest)
         lines = "".join(_C_LINE.format(file=one.file.name, header=one.file.with_suffix(".h").name) for one in sources)
         write_bytes(folder / "README", (_readme(target) + lines + (README_LINE if certifying else "")).encode())
     return manifest
-
-
-def unrounded_ends(graph: Graph) -> tuple[str, ...]:
-    """Returns the names, in the file, of its input and output where it keeps them in float32 and stores float16."""
-    return tuple(
-        name for name, there in ((INPUT, graph.input in graph.unrounded), (OUTPUT, bool(graph.unrounded - {graph.input}))) if there
-    )
 
 
 def _target(target: Target) -> DeviceTarget:

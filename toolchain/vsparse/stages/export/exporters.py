@@ -123,7 +123,7 @@ def export_int8_c(job: ExportJob, form: DeployedForm) -> None:
     """Writes model.int8.c and its headers from the quantised file, or in c_source.int8.json why there are none; `live` as in `export_c`."""
     if job.live:
         require_live_int8(from_onnx(job.path(form.model)), UNIT_RANGE)
-    write_int8_c(job.path(form.model), job.recipe, job.c, emit_live_int8_c if job.live else emit_int8_c)
+    write_int8_c(job.path(form.model), job.recipe, job.c, partial(emit_live_int8_c, second=job.second) if job.live else emit_int8_c)
 
 
 def export_half(job: ExportJob, form: DeployedForm) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vsparse.artifact.forms import FORMS, SPARSE, DeployedForm
+from vsparse.artifact.models import CERTIFYING_OF
 from vsparse.artifact.stage_files import PACKED, TRAINED
 from vsparse.data import Dataset
 from vsparse.graph.from_onnx import read_onnx
@@ -14,7 +15,7 @@ from vsparse.reading import check_reading
 from vsparse.recipe import AUTO, Recipe
 from vsparse.stages.export.c_source.eva import EvaRequest
 from vsparse.stages.export.c_source.stage import CRequest
-from vsparse.stages.export.certify_onnx.stage import write_certifying
+from vsparse.stages.export.certify_onnx.stage import write_certifying, write_further_certifying
 from vsparse.stages.export.exporters import EXPORTERS, ON_PROCESSORS, ExecutedBy, ExportJob
 from vsparse.stages.export.mixed import MixedPrecision, Tell
 from vsparse.stages.export.tune import Progress, Tuning
@@ -37,7 +38,7 @@ def export_models(
     `packed` is the folder of the compress stage and `dense` that of the dense parent's training; None where that form is not wanted.
     What is read and what is written is executed and compared with its reading. `training` samples calibrate quantised forms, which are
     trained on, and judged on `validation` samples, where there are some; `progress` hears of these epochs, and `tell` which layers stay in
-    float32. With deploy.live the float32 file is written once more, with what certifies its own input.
+    float32. With deploy.live the float32 file, and each further one that can be, is written once more, with what certifies its own input.
     """
     graphs = {"sparse": _read(packed / PACKED)}
     if dense is not None:
@@ -66,6 +67,9 @@ def export_models(
             EXPORTERS[form.name](job, form)
     if recipe.deploy.live:
         write_certifying(job.path(SPARSE.model), recipe.name, recipe.property.perturbation, training)
+        for form, name in contracts.items():
+            if form.is_further and form.name in CERTIFYING_OF:
+                write_further_certifying(job.path(form.model), recipe.name, recipe.property.perturbation, training, form.name, name)
 
 
 def _eva(recipe: Recipe) -> EvaRequest | None:

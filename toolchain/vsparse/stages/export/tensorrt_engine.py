@@ -13,8 +13,8 @@ from vsparse.artifact.models import EngineReport
 from vsparse.errors import GateError, InputError, UnavailableError, VsparseError
 from vsparse.files import read_bytes, sha256_bytes, write_bytes
 from vsparse.graph.from_onnx import from_onnx
+from vsparse.stages.export.certifying_folder import unrounded_ends
 from vsparse.stages.export.device.engine_layers import layer_faults, parse_layers
-from vsparse.stages.export.device_folder import unrounded_ends
 from vsparse.stages.export.structured import has_two_four
 from vsparse.target import Target
 

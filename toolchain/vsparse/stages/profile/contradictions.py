@@ -11,7 +11,6 @@ from vsparse.artifact.device_folder import DeviceFolder
 from vsparse.files import sha256_bytes
 from vsparse.stages.export.bundle import agent_script
 
-CERTIFYING_ROLE = "certifying"
 RUNTIMES = ("onnxruntime", "tensorrt", "c")
 # The gate that each runtime must have judged beside the audit: what TensorRT built is read back, layer by layer.
 READ_BACK = {"tensorrt": "arithmetic"}
@@ -86,16 +85,18 @@ def _of_model(measured: DeviceResults, folder: DeviceFolder, model: DeviceModel,
     ):
         if found and stated and found != stated:
             yield f"{name}: it is not that of {model.file} in the device folder"
-    yield from _settings(measured, folder, model, wanted)
-    yield from _gates(model, runtime, wanted)
+    certifies = model.role in {one.role for one in folder.certifying_files}
+    yield from _settings(measured, folder, model, wanted, certifies)
+    yield from _gates(model, runtime, wanted, certifies)
     if model.latency is None and not model.fault:
         yield f"latency: there is none of {model.file}, and no fault that says why"
 
 
 def _expected(folder: DeviceFolder, model: DeviceModel) -> _Expected:
     """Returns what the folder says of a form, whose file it was found to be."""
-    if folder.certifying is not None and (model.file, model.role) == (folder.certifying.file, CERTIFYING_ROLE):
-        return _Expected(len(folder.certifying.probes))
+    for one in folder.certifying_files:
+        if (one.file, one.role) == (model.file, model.role):
+            return _Expected(len(one.probes), one.contract, one.certificate_sha256)
     for source in folder.c_sources:
         if (source.file, source.role) == (model.file, model.role):
             function = f"{source.prefix}_logits"
@@ -104,13 +105,13 @@ def _expected(folder: DeviceFolder, model: DeviceModel) -> _Expected:
     return _Expected(len(found.probes), found.contract, found.certificate_sha256)
 
 
-def _settings(measured: DeviceResults, folder: DeviceFolder, model: DeviceModel, wanted: _Expected) -> Iterator[str]:
+def _settings(measured: DeviceResults, folder: DeviceFolder, model: DeviceModel, wanted: _Expected, certifies: bool) -> Iterator[str]:
     if model.latency is None:
         return
     if "batch" in model.settings:
         batch, asked = model.settings["batch"], measured.timing.get("batch", folder.timing.batch)
         right = isinstance(batch, int) and not isinstance(batch, bool) and 1 <= batch <= LARGEST_BATCH
-        if not right or batch != (1 if model.role == CERTIFYING_ROLE else asked):
+        if not right or batch != (1 if certifies else asked):
             yield f"settings.batch: it is {batch}, and {asked} was asked for"
     threads, most = model.settings.get(THREADS, 1), measured.timing.get("threads", folder.timing.threads)
     if isinstance(threads, bool) or not isinstance(threads, int) or not isinstance(most, int) or not 1 <= threads <= most:
@@ -120,7 +121,7 @@ def _settings(measured: DeviceResults, folder: DeviceFolder, model: DeviceModel,
         yield f"settings.call: it is {call}, and an inference of {model.file} is {wanted.call}"
 
 
-def _gates(model: DeviceModel, runtime: str, wanted: _Expected) -> Iterator[str]:
+def _gates(model: DeviceModel, runtime: str, wanted: _Expected, certifies: bool) -> Iterator[str]:
     """What a form that ran must have had examined; one that did not run has its fault among its gates."""
     names = [gate.name for gate in model.gates]
     twice = next((name for name in names if names.count(name) > 1), "")
@@ -138,7 +139,7 @@ def _gates(model: DeviceModel, runtime: str, wanted: _Expected) -> Iterator[str]
             told = "without a word on how many" if gate.probes is None else f"on {gate.probes} probe(s)"
             yield f"gates.{place}.detail: the audit of {model.file} passed {told}, and the device folder has {wanted.probes} of it"
     needed = [*([READ_BACK[runtime]] if runtime in READ_BACK else [])]
-    needed += ["refusal"] if model.role == CERTIFYING_ROLE and runtime == "onnxruntime" else []
+    needed += ["refusal"] if certifies and runtime == "onnxruntime" else []
     for name in needed:
         if not model.fault and all(gate.name != name or gate.passed is None for gate in model.gates):
             yield f"gates: {name} of {model.file} was not examined"

@@ -10,7 +10,7 @@ from vsparse.artifact.device_folder import MANIFEST, DeviceFolder
 from vsparse.artifact.document import REBUILD, read_document
 from vsparse.errors import GateError, InputError
 from vsparse.files import sha256_file
-from vsparse.stages.profile.contradictions import CERTIFYING_ROLE, contradiction, other_agent
+from vsparse.stages.profile.contradictions import contradiction, other_agent
 
 
 class DeviceGateError(GateError):
@@ -76,8 +76,7 @@ def _is_about(measured: DeviceResults, manifest: Path) -> bool:
     expected = [(model.file, model.role, model.sha256) for model in content.models]
     got = [(model.file, model.role, model.onnx_sha256) for model in measured.models]
     known = {*expected, *((source.file, source.role, source.sha256) for source in content.c_sources)}
-    if content.certifying is not None:
-        known.add((content.certifying.file, CERTIFYING_ROLE, content.certifying.sha256))
+    known |= {(one.file, one.role, one.sha256) for one in content.certifying_files}
     further = {(model.file, model.role, model.sha256) for model in measured.further}
     whole = got == expected or (not got and bool(further))
     return measured.manifest_sha256 == sha256_file(manifest) and whole and further <= known

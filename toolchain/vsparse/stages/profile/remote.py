@@ -175,7 +175,7 @@ def _drain(connection: Connection, run: _Run) -> None:
 
 def _package(folder: Path, manifest: DeviceFolder, libraries: list[Path], options: AgentOptions) -> bytes:
     """Returns the line that orders a run, and after it the files as a tar archive: those of the manifest, and this package's agent."""
-    entries: list[Any] = [*manifest.models, *manifest.c_sources, *([manifest.certifying] if manifest.certifying else [])]
+    entries: list[Any] = [*manifest.models, *manifest.c_sources, *manifest.certifying_files]
     names = {MANIFEST, *(one.file for one in entries), *(probe.file for one in entries for probe in one.probes)}
     names |= {name for source in manifest.c_sources for name in source.files}
     files = {name: read_bytes(folder / name, "file of the device folder", 2**30) for name in sorted(names)}

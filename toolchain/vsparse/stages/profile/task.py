@@ -10,7 +10,7 @@ from vsparse.artifact.document import write_document
 from vsparse.artifact.forms import DENSE, INT8_C, SPARSE, DeployedForm
 from vsparse.artifact.hashes import content_sha256
 from vsparse.artifact.latency import METHOD, LatencyFile, side_by_side
-from vsparse.artifact.models import CERTIFYING_FILE, CERTIFYING_LATENCY
+from vsparse.artifact.models import CERTIFYING_OF
 from vsparse.errors import UnavailableError
 from vsparse.recipe import Recipe
 from vsparse.stages.export.c_int8.stage import int8_prefix_of
@@ -19,14 +19,11 @@ from vsparse.stages.profile.c_latency import opened_c_source
 from vsparse.stages.profile.comparison import alternate
 from vsparse.stages.profile.session import TimedModel, open_model
 
-# In the order in which models took turns, as it stands in the settings of a latency.
-CERTIFYING_LABEL = "certifying"
-
 
 def profile_models(models: Path, output: Path, recipe: Recipe, forms: Sequence[DeployedForm], progress: Callable[[float], None]) -> None:
     """Writes the latencies of the forms that are timed; all take turns, in blocks, and so compare; forms of one file share it.
 
-    The file that certifies its own input takes its turns too, where there is one.
+    Files that certify their own input take their turns too, where there are some.
     C source that was not written, or that this machine has no compiler for, is left out.
     """
     settings = recipe.profile
@@ -36,10 +33,11 @@ def profile_models(models: Path, output: Path, recipe: Recipe, forms: Sequence[D
         opened = {form: found for form in wanted if (found := _opened(stack, models, form, recipe)) is not None}
         timed_models = {form.label: model for form, model in opened.items()}
         contents = {form.label: content_sha256(models / Path(form.model).name) for form in opened}
-        certifying = models / Path(CERTIFYING_FILE).name
-        if certifying.exists():
-            timed_models[CERTIFYING_LABEL] = open_model(certifying, settings.threads, settings.batch)
-            contents[CERTIFYING_LABEL] = content_sha256(certifying)
+        for places in CERTIFYING_OF.values():
+            certifying = models / Path(places.file).name
+            if certifying.exists():
+                timed_models[places.label] = open_model(certifying, settings.threads, settings.batch)
+                contents[places.label] = content_sha256(certifying)
         measured = alternate(
             timed_models,
             contents,
@@ -48,8 +46,9 @@ def profile_models(models: Path, output: Path, recipe: Recipe, forms: Sequence[D
             warmup=settings.warmup,
             progress=progress,
         )
-    if CERTIFYING_LABEL in measured:
-        write_document(output / Path(CERTIFYING_LATENCY).name, LatencyFile(packed=measured[CERTIFYING_LABEL]))
+    for places in CERTIFYING_OF.values():
+        if places.label in measured:
+            write_document(output / Path(places.latency).name, LatencyFile(packed=measured[places.label]))
     for file in dict.fromkeys(form.latency for form in opened):
         timed = {form: measured[form.label] for form in opened if form.latency == file}
         if timed.keys() == {DENSE, SPARSE}:

@@ -9,8 +9,9 @@ from typing import Any
 from vsparse.artifact.device import DeviceModel, DeviceResults, DeviceRuntime, judged, one_line
 from vsparse.artifact.facts import Facts
 from vsparse.artifact.forms import FORMS, DeployedForm
+from vsparse.artifact.models import CERTIFYING_OF
 
-CERTIFYING_ROLE = "certifying"
+CERTIFYING_ROLES = {places.role: form for form, places in CERTIFYING_OF.items()}
 BY_ROLE: Mapping[str, DeployedForm] = {form.device_role: form for form in FORMS}
 
 
@@ -71,15 +72,16 @@ def _row(facts: Facts, found: DeviceResults, one: DeviceModel) -> DeviceRow:
 
 
 def _label(one: DeviceModel) -> str:
-    if one.role == CERTIFYING_ROLE:
-        return "certifies its own input"
+    if one.role in CERTIFYING_ROLES:
+        return CERTIFYING_OF[CERTIFYING_ROLES[one.role]].title
     return BY_ROLE[one.role].label if one.role in BY_ROLE else one_line(one.role, 60)
 
 
 def _host(facts: Facts, one: DeviceModel, runtime: DeviceRuntime) -> float | None:
     """The median of the build's own runs of the same form: ONNX files by ONNX Runtime, C compiled there."""
-    if one.role == CERTIFYING_ROLE:
-        return None if facts.certifying_latency is None else facts.certifying_latency.packed.p50
+    if one.role in CERTIFYING_ROLES:
+        found = facts.certifying_latency.get(CERTIFYING_ROLES[one.role])
+        return None if found is None else found.packed.p50
     form = BY_ROLE.get(one.role)
     if form is None or (form.is_onnx and runtime.name != "onnxruntime"):
         return None

@@ -10,6 +10,7 @@ from vsparse.artifact.document import Part
 from vsparse.artifact.facts import Facts
 from vsparse.artifact.history import Epoch, History
 from vsparse.artifact.latency import Latency, LatencyFile
+from vsparse.artifact.models import CERTIFYING_OF
 from vsparse.stages.report import devices, intervals, on_target, steadiness
 from vsparse.stages.report.details import conditions, details
 from vsparse.stages.report.gallery import Gallery
@@ -59,6 +60,7 @@ def as_json(facts: Facts, gallery: Gallery | None) -> dict[str, Any]:
         "c_source": _without_version(facts.c_source),
         **({} if facts.c_int8 is None else {"c_int8": _without_version(facts.c_int8)}),
         **({} if facts.live is None else {"live": _without_version(facts.live)}),
+        **_certifying(facts),
         "data": facts.data.summary() if facts.data else None,
         "validation": _plain(facts.validation),
         "measured_on_target": facts.measured_on_target,
@@ -80,6 +82,23 @@ def _plain(value: Any) -> Any:
 
 def _without_version(value: Part | None) -> dict[str, Any] | None:
     return None if value is None else value.model_dump(mode="json", exclude={"schema_version"})
+
+
+def _certifying(facts: Facts) -> dict[str, Any]:
+    """Returns what is told of the ONNX files that certify their own input, by form; nothing where there are none."""
+    told = {
+        form: {
+            "file": CERTIFYING_OF[form].file,
+            "contract": record.contract,
+            "nodes": record.nodes,
+            "samples": record.samples,
+            "radii": [_plain(row) for row in record.radii],
+            "latency_ms_p50": facts.certifying_latency[form].packed.p50 if form in facts.certifying_latency else None,
+        }
+        for form, record in facts.certifying.items()
+    }
+    refused = {form: {"contract": one.contract, "refused": one.reason} for form, one in facts.not_certifying.items()}
+    return {"certifying": told | refused} if told or refused else {}
 
 
 def _compression(facts: Facts) -> dict[str, Any] | None:

@@ -42,14 +42,16 @@ class LiveCertifier:
     """`NAME_certify` and `NAME_radius` of a network: its C, compiled, where there is a compiler, else the simulation with its bits.
 
     A quantised network is that of model.int8.c, any other one that of model.c. A context manager; `by` says what answers. With a `budget`
-    above 0 verdicts are those of `NAME_certify_budget`, which model.c alone has.
+    above 0 verdicts are those of `NAME_certify_budget`; `budget` is 0 where the network has no second tier, and `absence` says why.
     """
 
     def __init__(self, graph: Graph, data_range: tuple[float, float] = (0.0, 1.0), *, compiled: bool = True, budget: int = 0) -> None:
         """Raises InputError for a network or data range without a live certificate, by the name of the node."""
         self.kind = live_form_of(graph)
         self.kind.require(graph, data_range)
-        self.graph, self.data_range, self.budget = graph, data_range, budget
+        self.graph, self.data_range = graph, data_range
+        self.absence = self.kind.absence(graph, data_range) if budget > 0 else ""
+        self.budget = 0 if self.absence else budget
         self._open = ExitStack()
         self._compiled: tuple[CompiledModel, CompiledLive, Path] | None = None
         self.source = self.kind.emit(graph, data_range, budget > 0)
@@ -190,6 +192,8 @@ def record_live(
         with LiveCertifier(read_model(path).graph, perturbation.clip, compiled=compiled, budget=budget) as live:
             there = "" if live.by == COMPILED or not compiled else "; no C compiler is here, so no C is compared with it"
             tell(f"live certificate of {path.name}, by {live.by}{there}")
+            if live.absence:
+                tell(f"{path.name} certifies by intervals alone: {live.absence}")
             return {
                 "network_sha256": content_sha256(path),
                 "contract": live.kind.form.contract,
@@ -198,10 +202,10 @@ def record_live(
                 "at_epsilon": _point(live, dataset, epsilon),
                 "curve": _curve(live, curve, epsilon),
                 "frames": _frames(live, dataset, ids, not_below(epsilon), tell),
-                "budget": budget,
+                "budget": live.budget,
             }
 
-    integers = None if int8 is None else LiveAnswers(**answers(int8, 0))  # has no second tier
+    integers = None if int8 is None else LiveAnswers(**answers(int8, budget))
     return LiveRecord(clip=perturbation.clip, **answers(model, budget), int8=integers)
 
 

@@ -93,7 +93,7 @@ def emit_int8_c(
         if isinstance(node, AveragePool) and prod(node.kernel) > MAX_WINDOW:
             raise InputError(f'node "{node.name}" averages windows of {prod(node.kernel)} elements, more than {MAX_WINDOW}')
     names = int8_prefix(prefix)
-    stored, aliases = _stored(graph, steps)
+    stored, aliases = places_of(graph, steps)
     program = Int8Program(graph, stored)
     for number, step in enumerate(steps):
         if step.result not in aliases:
@@ -129,7 +129,7 @@ def _title(step: Step) -> str:
     return shown or comment(step.result)
 
 
-def _stored(graph: Graph, steps: tuple[Step, ...]) -> tuple[dict[str, Stored], dict[str, str]]:
+def places_of(graph: Graph, steps: tuple[Step, ...]) -> tuple[dict[str, Stored], dict[str, str]]:
     """Returns where each activation lies, and which ones lie where another does, by the name of that."""
     grids, readers = grids_of(graph), graph.consumers()
     made = {step.result: step for step in steps}

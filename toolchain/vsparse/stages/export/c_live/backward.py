@@ -312,17 +312,24 @@ def _lifetime(name: str, one: _Coefficients) -> Lifetime:
     return Lifetime(name, one.size, 2 * one.first, 2 * one.last + 1)
 
 
-def budget_declarations(prefix: str, arena: str) -> str:
-    """Returns what model.h declares of the second tier; `arena` is the C expression of the floats that an arena must have."""
-    capitals = prefix.upper()
+# What an interval pass takes that keeps what backward passes need.
+_COST = "one interval pass (that of {prefix}_certify and one more multiplication with every weight)"
+
+
+def budget_declarations(prefix: str, arena: str, cost: str = _COST) -> str:
+    """Returns what a header declares of the second tier; `arena` is the C expression of the floats that an arena must have.
+
+    `cost` says what its interval pass takes.
+    """
+    capitals, worst = prefix.upper(), cost.format(prefix=prefix)
     return f"""
 #define {capitals}_BACKWARD_ARENA_FLOATS {arena}
 
-/* As {prefix}_certify, and where that does not certify, with a second tier: where at most `budget` margins are open over the intervals of
-   the last activation, each of them is bounded by one linear pass back to the input. At worst it takes one inference, one interval pass
-   (that of {prefix}_certify and one more multiplication with every weight) and `budget` backward passes, never more than
-   {capitals}_CLASSES - 1; with a budget of 0 or less it is {prefix}_certify. Returns 0, or -1 where `floats` is below
-   {capitals}_BACKWARD_ARENA_FLOATS. */
+/* As {prefix}_certify, and where that does not certify, with a second tier: where at most `budget` margins are open over the
+   intervals of the last activation, each of them is bounded by one linear pass back to the input. At worst it takes one inference,
+   {worst} and
+   `budget` backward passes, never more than {capitals}_CLASSES - 1; with a budget of 0 or less it is {prefix}_certify.
+   Returns 0, or -1 where `floats` is below {capitals}_BACKWARD_ARENA_FLOATS. */
 int {prefix}_certify_budget_in(float *arena, size_t floats, const float *input, float epsilon, int budget,
                                struct {prefix}_verdict *verdict);
 

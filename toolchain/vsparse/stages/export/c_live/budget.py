@@ -51,17 +51,22 @@ def with_second(
     own = {name: max(size, parts.arenas[name].size, 1) for name, size in first.arenas.items()}
     live = f"({capitals}_VECTORS ? {own['vector']} : {own['scalar']})"
     constants = {"VS_FLOOR": FLOOR, "VS_HALF": HALF, "VS_UP": UP, "VS_ONE_ROUNDING": ONE_ROUNDING}
-    common = [first.common, *[f"#define {name} {float_literal(value)}" for name, value in constants.items()], _kernel("backward")]
+    common = [
+        first.common,
+        *[f"#define {name} {float_literal(value)}" for name, value in constants.items()],
+        kernel("lanes"),
+        kernel("backward"),
+    ]
     return replace(
         first,
         declarations=lambda sizes: declarations(prefix, live, data_range) + budget_declarations(prefix, sizes),
         common="\n".join(common),
         texts=lines,
-        entry=f"{first.entry}\n{_kernel('budget').replace('PREFIX', capitals).replace('prefix', prefix)}",
+        entry=f"{first.entry}\n{kernel('budget').replace('PREFIX', capitals).replace('prefix', prefix)}",
         arenas=arenas,
         static_floats="PREFIX_BACKWARD_ARENA_FLOATS",
     )
 
 
-def _kernel(name: str) -> str:
+def kernel(name: str) -> str:
     return (_KERNELS / f"{name}.c").read_text(encoding="utf-8")

@@ -17,9 +17,11 @@ from vsparse.stages.export.c_int8.emit import Int8Source, int8_prefix
 from vsparse.stages.export.c_live.backward_simulation import simulate_budget
 from vsparse.stages.export.c_live.constants import require_live_form
 from vsparse.stages.export.c_live.emit import emit_live_c
+from vsparse.stages.export.c_live.int8_backward_simulation import simulate_budget_int8
 from vsparse.stages.export.c_live.int8_constants import require_live_int8
 from vsparse.stages.export.c_live.int8_emit import emit_live_int8_c
-from vsparse.stages.export.c_live.int8_simulation import simulate_live_int8, simulate_radius_int8
+from vsparse.stages.export.c_live.int8_plan import absence_of_second
+from vsparse.stages.export.c_live.int8_simulation import simulate_radius_int8
 from vsparse.stages.export.c_live.simulation import Verdicts, simulate_radius
 from vsparse.stages.export.c_source.emit import CSource, emit_c
 from vsparse.stages.export.c_source.text import CMemory
@@ -32,7 +34,7 @@ class LiveForm:
     """One deployed form in C: its functions begin with `prefix`; `certify` and `radius` simulate them.
 
     `require` raises InputError for a network and data range without a live certificate, `plain` writes the C without one. `emit` is told
-    whether a second tier is asked for and `certify` how many backward passes it may take, where the form has one.
+    whether a second tier is asked for and `certify` how many backward passes it may take; `absence` says why a network has none.
     """
 
     form: DeployedForm
@@ -42,6 +44,7 @@ class LiveForm:
     emit: Callable[[Graph, _Range, bool], CSource | Int8Source]
     certify: Callable[[Graph, NDArray[Any], float, int, _Range], Verdicts]
     radius: Callable[[Graph, NDArray[Any], _Range], NDArray[Any]]
+    absence: Callable[[Graph, _Range], str]
 
 
 FLOAT = LiveForm(
@@ -52,15 +55,17 @@ FLOAT = LiveForm(
     lambda graph, data_range, second: emit_live_c(graph, data_range=data_range, second=second),
     simulate_budget,
     simulate_radius,
+    lambda _graph, _range: "",
 )
 INTEGER = LiveForm(
     INT8_C,
     int8_prefix(DEFAULT_PREFIX),
     require_live_int8,
     emit_int8_c,
-    lambda graph, data_range, _second: emit_live_int8_c(graph, data_range=data_range),
-    lambda graph, inputs, epsilon, _budget, data_range: simulate_live_int8(graph, inputs, epsilon, data_range),
+    lambda graph, data_range, second: emit_live_int8_c(graph, data_range=data_range, second=second),
+    simulate_budget_int8,
     simulate_radius_int8,
+    absence_of_second,
 )
 LIVE_FORMS: tuple[LiveForm, ...] = (FLOAT, INTEGER)
 

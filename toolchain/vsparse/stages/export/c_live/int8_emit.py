@@ -10,9 +10,13 @@ from vsparse.c_prefix import DEFAULT_PREFIX
 from vsparse.graph.ir import Gemm, Graph
 from vsparse.stages.export.c_int8 import emit_int8_c, sums
 from vsparse.stages.export.c_int8.emit import Int8Parts, Int8Source, int8_prefix
+from vsparse.stages.export.c_live.budget import BOUNDS_ALONE
 from vsparse.stages.export.c_live.emit import UNIT_RANGE, common_text, kernel
+from vsparse.stages.export.c_live.int8_budget import with_second_int8, without_second
 from vsparse.stages.export.c_live.int8_constants import last_step, of_margin_int8, require_live_int8
+from vsparse.stages.export.c_live.int8_plan import absence_of_second
 from vsparse.stages.export.c_live.int8_program import LiveSteps
+from vsparse.stages.export.c_live.int8_traced import TracedSteps
 from vsparse.stages.export.c_live.interface import declarations
 from vsparse.stages.export.c_live.margins import LastLayer, folded_text
 from vsparse.stages.export.c_source.layers import bias_of
@@ -27,9 +31,12 @@ def emit_live_int8_c(
     prefix: str = DEFAULT_PREFIX,
     weights: Notation = "auto",
     data_range: tuple[float, float] = UNIT_RANGE,
+    second: bool = False,
 ) -> Int8Source:
     """Returns the C files of a quantised graph as `emit_int8_c` does, with `PREFIX_int8_certify` and `PREFIX_int8_radius`.
 
+    With `second` there is `PREFIX_int8_certify_budget` too, which bounds open margins by backward passes (docs/numerics.md, section 17).
+    Where no pass can take a node (`require_second_int8`) that function does nothing more, and the header says so, by the node's name.
     Raises InputError as `emit_int8_c` does, and for a node that has no interval form or whose bounds could overflow, by its name.
     """
     names = int8_prefix(prefix)
@@ -37,26 +44,30 @@ def emit_live_int8_c(
     def add(parts: Int8Parts) -> Addition:
         require_live_int8(graph, data_range)
         last = last_step(graph)
-        live = LiveSteps(graph, parts.program, parts.steps, parts.stored, parts.aliases, last, data_range)
-        layer = _last_layer(graph, parts, live)
+        absent = absence_of_second(graph, data_range) if second else ""
+        kind = TracedSteps if second and not absent else LiveSteps
+        live = kind(graph, parts.program, parts.steps, parts.stored, parts.aliases, last, data_range)
+        traced, layer = isinstance(live, TracedSteps), _last_layer(graph, parts, live)
         live.build(parts.arena_bytes, layer.scratch)
         texts = [
             *live.functions,
             f"#define VS_LABEL_AT {live.arena.offsets['network'] // 4}",
             "/* Bounds every activation; returns the label of the centre, or -1 where the input leaves the data range. */",
-            "VS_ONCE static int vs_bounds(float *arena, const float *input, float epsilon)",
+            f"VS_ONCE static int {'vs_trace' if traced else 'vs_bounds'}(float *arena, const float *input, float epsilon"
+            f"{', float *kept' if traced else ''})",
             "{",
             "    int beyond = 0, label = 0;",
             *live.body(),
             "    return beyond ? -1 : label;",
             "}",
+            *(BOUNDS_ALONE if traced else []),
             folded_text(layer),
         ]
         offsets = {name: f"{at}" for name, at in live.arena.offsets.items()}
         text = "\n".join(texts)
         for name, at in offsets.items():
             text = text.replace(f"@{name}@", at)
-        return Addition(
+        first = Addition(
             declarations=lambda floats: declarations(names, floats, data_range),
             common="\n".join(
                 [
@@ -70,6 +81,10 @@ def emit_live_int8_c(
             entry=kernel("certify").replace("PREFIX", names.upper()).replace("prefix", names),
             arenas={"int8": -(-live.arena.size // 4)},
         )
+        own = max(first.arenas["int8"], parts.arena_bytes // 4)
+        if absent:
+            return without_second(first, names, absent)
+        return with_second_int8(first, live, parts.program, names, own, data_range) if isinstance(live, TracedSteps) else first
 
     return emit_int8_c(graph, model_sha256, title, prefix, weights, add)
 

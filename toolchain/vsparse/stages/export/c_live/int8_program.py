@@ -14,7 +14,7 @@ from vsparse.stages.export.c_int8.place import SLACK, Stored, flat_expression, n
 from vsparse.stages.export.c_int8.program import Int8Program, offset
 from vsparse.stages.export.c_live.int8_constants import of_addition, of_average, of_chain
 from vsparse.stages.export.c_live.int8_refined import Refinement, error_of
-from vsparse.stages.export.c_live.int8_sums import bound_store, bound_sum
+from vsparse.stages.export.c_live.int8_sums import KeptLines, bound_store, bound_sum
 from vsparse.stages.export.c_source.arena import Arena, Lifetime, plan_arena
 from vsparse.stages.export.c_source.literals import comment, float_literal
 from vsparse.stages.export.c_source.place import Place
@@ -99,11 +99,11 @@ class LiveSteps:
         if isinstance(head, Conv | Gemm):
             error = error_of(self.program, step, sources[0])
             self.functions += [error.text] if isinstance(error, Refinement) else []
-            body = bound_sum(self.program, step, sources[0], own)
+            body = bound_sum(self.program, step, sources[0], own, self._kept_lines(step))
         elif isinstance(head, Reshape):
-            to, at = flat_expression(own.place, "i"), flat_expression(_named(sources[0], "in"), "i")
+            to, at = flat_expression(own.place, "i"), flat_expression(named(sources[0], "in"), "i")
             count = prod(own.place.shape)
-            body = [f"for (int i = 0; i < {count}; i++) {{", f"    {to} = {at};", f"    {_spread(to)} = {_width(at)};", "}"]
+            body = [f"for (int i = 0; i < {count}; i++) {{", f"    {to} = {at};", f"    {_spread(to)} = {width_of(at)};", "}"]
         elif isinstance(head, MaxPool):
             body = self._max_pool(step, sources[0], own)
         elif isinstance(head, AveragePool):
@@ -115,17 +115,23 @@ class LiveSteps:
             body = self._relu(sources[0], own)
         return [*lines, self._function(number, step, sources, target, body)]
 
+    def _kept_lines(self, step: Step) -> KeptLines | None:
+        """Returns what a sum keeps for backward passes, where there are such."""
+        return None
+
     def _function(self, number: int, step: Step, sources: list[Stored], target: Stored, body: list[str]) -> str:
         name, kind = f"vs_bound_{number}", _kinds(target)
         inputs = []
         for i in range(len(sources)):
-            read, more = _kinds(sources[i]), "" if i == 0 else "2"
-            inputs += [f"const {read[0]} *in{more}", f"const {read[1]} *width{more}"]
-        given = ", ".join([*inputs, f"{kind[0]} *restrict out", f"{kind[1]} *restrict spread"])
+            read, which = _kinds(sources[i]), "" if i == 0 else "2"
+            inputs += [f"const {read[0]} *in{which}", f"const {read[1]} *width{which}"]
+        kept = self._kept_lines(step)
+        more = [] if kept is None else ["float *line"]
+        given = ", ".join([*inputs, f"{kind[0]} *restrict out", f"{kind[1]} *restrict spread", *more])
         text = [f"VS_ONCE static void {name}({given})", "{", *[one if one.startswith("#") else f"    {one}" for one in body], "}"]
         self.functions.append("\n".join(text))
         arrays = [self.array(one, kind) for one in (*step.inputs, step.result) for kind in ("c", "r")]
-        return f"{name}({', '.join(arrays)});"
+        return f"{name}({', '.join([*arrays, *([] if kept is None else [kept.place])])});"
 
     def _input(self, number: int, step: Step, target: Stored) -> list[str]:
         """Adds the region on the grid of the input, or behind what is applied to the input before its grid."""
@@ -174,7 +180,7 @@ class LiveSteps:
         assert isinstance(node, MaxPool)
         _, height, width = source.place.shape
         (kh, kw), (sy, sx), (top, left) = node.kernel, node.stride, node.pads[:2]
-        at = _named(source, "in").at(["c", "y", "x"])
+        at = named(source, "in").at(["c", "y", "x"])
         to = target.place.at(["c", "i", "j"])
         return [
             f"for (int i = 0; i < {node.shape[1]}; i++)",
@@ -184,7 +190,7 @@ class LiveSteps:
             "            int32_t low = -128, high = -128;",
             f"            for (int y = y0 < 0 ? 0 : y0; y < y0 + {kh} && y < {height}; y++)",
             f"                for (int x = x0 < 0 ? 0 : x0; x < x0 + {kw} && x < {width}; x++) {{",
-            f"                    const int32_t one = {at}, other = {at} + {_width(at)};",
+            f"                    const int32_t one = {at}, other = {at} + {width_of(at)};",
             "                    low = one > low ? one : low;",
             "                    high = other > high ? other : high;",
             "                }",
@@ -194,12 +200,12 @@ class LiveSteps:
 
     def _relu(self, source: Stored, target: Stored) -> list[str]:
         loops, at, indent = nest(target.place.shape)
-        one, to, zero = _named(source, "in").at(at), target.place.at(at), source.zero
+        one, to, zero = named(source, "in").at(at), target.place.at(at), source.zero
         lines = [
-            f"const int32_t low = {one}, high = {one} + {_width(one)};",
+            f"const int32_t low = {one}, high = {one} + {width_of(one)};",
             f"vs_enclose(low < {zero} ? {zero} : low, high < {zero} ? {zero} : high, &{to}, &{_spread(to)});",
         ]
-        return _around(loops, indent, lines)
+        return inside(loops, indent, lines)
 
     def _average(self, step: Step, source: Stored, target: Stored) -> list[str]:
         node = step.head
@@ -208,7 +214,7 @@ class LiveSteps:
         assert step.grid is not None
         window, error = prod(node.kernel), float_literal(float(of_average(step, source.grid)))
         factor = np.float32(source.grid.scale) / np.float32(window) / np.float32(step.grid.scale)
-        at = _named(source, "in").at(["c", f"(i * {node.stride[0]} + y)", f"(j * {node.stride[1]} + x)"])
+        at = named(source, "in").at(["c", f"(i * {node.stride[0]} + y)", f"(j * {node.stride[1]} + x)"])
         to = target.place.at(["c", "i", "j"])
         value = f"(float)({{}}{offset(-source.zero * window)}) * {float_literal(float(factor))}"
         return [
@@ -219,7 +225,7 @@ class LiveSteps:
             f"            for (int y = 0; y < {node.kernel[0]}; y++)",
             f"                for (int x = 0; x < {node.kernel[1]}; x++) {{",
             f"                    sum += {at};",
-            f"                    more += {_width(at)};",
+            f"                    more += {width_of(at)};",
             "                }",
             *[
                 f"            {line}"
@@ -239,13 +245,13 @@ class LiveSteps:
         for sign in ("-", "+"):
             terms = []
             for i, one in enumerate(sources):
-                element = _named(one, f"in{'' if i == 0 else '2'}").at(at)
+                element = named(one, f"in{'' if i == 0 else '2'}").at(at)
                 factor = np.float32(grids[i].scale) / np.float32(step.grid.scale)
-                step_of = f"(float)({element}{f' + {_width(element)}' if sign == '+' else ''}{offset(-one.zero)})"
+                step_of = f"(float)({element}{f' + {width_of(element)}' if sign == '+' else ''}{offset(-one.zero)})"
                 terms.append(f"{step_of} * {float_literal(float(factor))}")
             ends.append(f"{' + '.join(terms)} {sign} {error}")
         to = target.place.at(at)
-        return _around(loops, indent, bound_store(step, ends[0], ends[1], to[to.index("[") :]))
+        return inside(loops, indent, bound_store(step, ends[0], ends[1], to[to.index("[") :]))
 
     def _plan(self, network: int, scratch: int) -> Arena:
         last: dict[str, int] = {}
@@ -297,11 +303,11 @@ def _kinds(one: Stored) -> tuple[str, str]:
     return ("float", "float") if one.grid is None else ("int8_t", "uint8_t")
 
 
-def _named(one: Stored, array: str) -> Place:
+def named(one: Stored, array: str) -> Place:
     return replace(one.place, array=array)
 
 
-def _width(element: str) -> str:
+def width_of(element: str) -> str:
     return element.replace("in2[", "width2[", 1) if element.startswith("in2[") else element.replace("in[", "width[", 1)
 
 
@@ -309,6 +315,6 @@ def _spread(element: str) -> str:
     return element.replace("out[", "spread[", 1)
 
 
-def _around(loops: list[str], indent: str, lines: list[str]) -> list[str]:
+def inside(loops: list[str], indent: str, lines: list[str]) -> list[str]:
     opened = [*loops[:-1], f"{loops[-1]} {{"] if loops else ["{"]
     return [*opened, *[f"{indent}{line}" for line in lines], f"{indent[4:]}}}"]

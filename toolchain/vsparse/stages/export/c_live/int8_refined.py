@@ -28,15 +28,19 @@ class Refinement:
     by_row: bool
     by_column: bool
 
-    def store(self, low: str, high: str, ends: str, places: str, channel: str, column: str) -> list[str]:
-        """Returns the statements that store two values in units of the grid: `ends` of the grid, and the `places` that they go to."""
+    def call(self, channel: str, column: str) -> str:
+        """Returns the expression of the error of one sum."""
         given = ["in", "width", channel, *(["row"] if self.by_row else []), *([column] if self.by_column else [])]
         given += ["delta", "weight", "count"] if self.listed else []
+        return f"{self.name}_error({', '.join(given)})"
+
+    def store(self, low: str, high: str, ends: str, places: str, channel: str, column: str) -> list[str]:
+        """Returns the statements that store two values in units of the grid: `ends` of the grid, and the `places` that they go to."""
         return [
             "{",
             f"    const float low = {low}, high = {high};",
             f"    if (!vs_settled(low, high, {float_literal(float(STEP))}, {self.most}, {ends}, {places})) {{",
-            f"        const float own = {self.name}_error({', '.join(given)});",
+            f"        const float own = {self.call(channel, column)};",
             f"        vs_moved(low, high, own < {self.most} ? own : {self.most}, {ends}, {places});",
             "    }",
             "}",

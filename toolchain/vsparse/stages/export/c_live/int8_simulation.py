@@ -5,6 +5,7 @@ It shares with the C the list of steps, the constants, and where the last layer'
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -36,6 +37,16 @@ _Integers = NDArray[np.int64]
 _Pair = tuple[NDArray[np.float32] | _Integers, NDArray[np.float32] | _Integers]
 
 
+@dataclass(frozen=True)
+class BeforeGrid:
+    """What a step rounds to its grid, in steps of it: ends [n, …], magnitudes up to `size`, and the `error` by which they move outward."""
+
+    least: _Array
+    most: _Array
+    size: _Array
+    error: _Array
+
+
 def simulate_live_int8(graph: Graph, inputs: _Array, epsilon: float, data_range: tuple[float, float] = (0.0, 1.0)) -> Verdicts:
     """Returns the verdicts on float32 inputs [n, *input_shape] for one radius, as model.int8.c gives them."""
     x = np.ascontiguousarray(inputs, np.float32)
@@ -54,21 +65,26 @@ def simulate_radius_int8(graph: Graph, inputs: _Array, data_range: tuple[float, 
     return found_radii(inputs, data_range, lambda one, tried: bool(_tried(graph, one, tried, data_range)[2][0] > 0))
 
 
-def _tried(graph: Graph, x: _Array, epsilon: np.float32, data_range: tuple[float, float]) -> tuple[_Rows | None, NDArray[np.int64], _Array]:
+def _tried(
+    graph: Graph, x: _Array, epsilon: np.float32, data_range: tuple[float, float]
+) -> tuple[LogitRows | None, NDArray[np.int64], _Array]:
     """Returns the rows (None for a radius that is none), the labels of the centres, −1 for an input beyond its range, and their margins."""
     require_live_int8(graph, data_range)
     if not 0 <= epsilon <= np.float32(data_range[1]) - np.float32(data_range[0]):
         return None, np.full(len(x), -1), np.full(len(x), UNKNOWN, np.float32)
     boxes, beyond = bounds_int8(graph, x, epsilon, data_range)
-    rows = _Rows(graph, boxes)
+    rows = LogitRows(graph, boxes)
     tried = np.where(beyond, -1, rows.label())
     return rows, tried, np.where(beyond, UNKNOWN, rows.margins(tried))
 
 
 def bounds_int8(
-    graph: Graph, x: _Array, epsilon: np.float32, data_range: tuple[float, float]
+    graph: Graph, x: _Array, epsilon: np.float32, data_range: tuple[float, float], before: dict[str, BeforeGrid] | None = None
 ) -> tuple[dict[str, _Pair], NDArray[np.bool_]]:
-    """Returns the bounds [n, …] of every activation but the logits, and which inputs leave the data range."""
+    """Returns the bounds [n, …] of every activation but the logits, and which inputs leave the data range.
+
+    `before` is filled with what is rounded to a grid, by the name of the step.
+    """
     grids, last = grids_of(graph), last_step(graph)
     low, high = (np.float32(end) for end in data_range)
     beyond = np.asarray(~((x >= low) & (x <= high)).reshape(len(x), -1).all(axis=1))
@@ -80,7 +96,8 @@ def bounds_int8(
             if step.head is None:
                 boxes[step.result] = _input(graph, step, np.clip(np.nan_to_num(x), low, high), epsilon, data_range)
             else:
-                boxes[step.result] = _step(graph, step, [boxes[name] for name in step.inputs], [grids[name] for name in step.inputs])
+                read, own = [boxes[name] for name in step.inputs], [grids[name] for name in step.inputs]
+                boxes[step.result] = _step(graph, step, read, own, {} if before is None else before)
     return boxes, beyond
 
 
@@ -110,7 +127,7 @@ def _enclosed(grid: FakeQuant, least: int, low: _Array, high: _Array) -> _Pair:
     return np.rint(np.clip(low, first, last)).astype(np.int64), np.rint(np.clip(high, first, last)).astype(np.int64)
 
 
-def _step(graph: Graph, step: Step, read: list[_Pair], own: list[FakeQuant | None]) -> _Pair:
+def _step(graph: Graph, step: Step, read: list[_Pair], own: list[FakeQuant | None], before: dict[str, BeforeGrid]) -> _Pair:
     head, grid, source = step.head, step.grid, own[0]
     if isinstance(head, Reshape):
         return tuple(one.reshape(len(one), *head.shape) for one in read[0])  # type: ignore[return-value]
@@ -123,14 +140,13 @@ def _step(graph: Graph, step: Step, read: list[_Pair], own: list[FakeQuant | Non
     if isinstance(head, Add):
         assert grid is not None
         error = of_addition(step, [one for one in own if one is not None])
-        ends = []
-        for end, sign in enumerate((-1, 1)):
-            a, b = (
-                pair[end].astype(np.float32) * (np.float32(of.scale) / np.float32(grid.scale))
-                for pair, of in zip(read, own, strict=True)
-                if of is not None
-            )
-            ends.append(a + b + np.float32(sign) * error)
+        terms = [
+            [pair[end].astype(np.float32) * (np.float32(of.scale) / np.float32(grid.scale)) for end in range(2)]
+            for pair, of in zip(read, own, strict=True)
+            if of is not None
+        ]
+        middle = [a + b for a, b in zip(*terms, strict=True)]
+        size = np.asarray(np.maximum(-terms[0][0], terms[0][1]) + np.maximum(-terms[1][0], terms[1][1]), np.float32)
     else:
         if isinstance(head, AveragePool):
             assert grid is not None
@@ -143,9 +159,12 @@ def _step(graph: Graph, step: Step, read: list[_Pair], own: list[FakeQuant | Non
             factor = (np.float32(source.scale) * scale).astype(np.float32).reshape(-1, *[1] * (len(head.shape) - 1))
             factor = factor if grid is None else factor / np.float32(grid.scale)
             if is_refined(graph, step, source):
-                size = products(graph, head, np.maximum(high, -low), magnitudes=True) + np.abs(products(graph, head, 0 * low))
-                error = np.minimum(error, size.astype(np.float32) * factor * of_one_sum(graph, head) + np.float32(STEP))
-        ends = [one.astype(np.float32) * factor + np.float32(sign) * error for one, sign in zip(totals, (-1, 1), strict=True)]
+                whole = products(graph, head, np.maximum(high, -low), magnitudes=True) + np.abs(products(graph, head, 0 * low))
+                error = np.minimum(error, whole.astype(np.float32) * factor * of_one_sum(graph, head) + np.float32(STEP))
+        middle = [one.astype(np.float32) * factor for one in totals]
+        size = np.asarray(np.maximum(-middle[0], middle[1]), np.float32)
+    ends = [one + np.float32(sign) * error for one, sign in zip(middle, (-1, 1), strict=True)]
+    before[step.result] = BeforeGrid(middle[0], middle[1], size, np.broadcast_to(error, middle[0].shape))
     if grid is not None:
         return _enclosed(grid, max(grid.steps[0], 0) if step.has_relu else grid.steps[0], *ends)
     below, above = (np.maximum(one, np.float32(0)) if step.has_relu else one for one in ends)
@@ -168,7 +187,7 @@ def _pooled(node: MaxPool, x: _Integers) -> _Integers:
     return np.asarray(windows.max(axis=(-2, -1)))[:, :, : node.shape[1], : node.shape[2]]
 
 
-class _Rows:
+class LogitRows:
     """The rows of the last layer and what they read, in the order in which the C adds."""
 
     def __init__(self, graph: Graph, boxes: dict[str, _Pair]) -> None:

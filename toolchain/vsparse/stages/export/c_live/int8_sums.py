@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from vsparse.graph.ir import Conv, Gemm
 from vsparse.stages.export.c_int8 import sums
 from vsparse.stages.export.c_int8.fusion import Step
@@ -18,10 +20,35 @@ CHANNELS, ROWS = 2, 3
 LEAST = -128
 
 
-def bound_sum(program: Int8Program, step: Step, source: Stored, target: Stored | None) -> list[str]:
+@dataclass(frozen=True)
+class KeptLines:
+    """How a sum keeps its lines for backward passes, at `line` where that is no null pointer: what their function is given.
+
+    `place` is the expression of that pointer where the step is called.
+    """
+
+    place: str
+    share: str
+    spare: str
+    zero: int
+    relu: bool
+    bias: bool
+
+    def store(self, ends: tuple[str, str], name: str, at: str, index: str, error: str) -> list[str]:
+        """Returns the statements; `ends` are the expressions of the exact sums, `at` their channel, `index` where their steps are."""
+        bias = f"{name}_plain[{at}]" if self.bias else "0.0f"
+        low = f"out[{index}]{offset(-self.zero)}"
+        return [
+            "if (line)",
+            f"    vs_sum_lines(line + 4 * ({index}), {ends[0]}, {ends[1]}, {name}_scale[{at}], {bias}, {error}, {low}, spread[{index}], "
+            f"{self.share}, {self.spare}, {int(self.relu)});",
+        ]
+
+
+def bound_sum(program: Int8Program, step: Step, source: Stored, target: Stored | None, kept: KeptLines | None = None) -> list[str]:
     """Returns the body of a function that bounds a sum: `in` and `width` to `out` and `spread`, from the tables of the inference.
 
-    Without a target, `out` are the logits of the centre: half of both ends.
+    Without a target, `out` are the logits of the centre: half of both ends. With `kept` lines for backward passes go to `line`.
     """
     node = step.head
     assert isinstance(node, Conv | Gemm)
@@ -30,13 +57,15 @@ def bound_sum(program: Int8Program, step: Step, source: Stored, target: Stored |
     name, error = program.table_of(node.name), error_of(program, step, source)
     lists = sums.lists_of(layer)
     if sums.is_listed(layer, lists):
-        return _listed(step, layer, lists.kind, name, target, error)
+        return _listed(step, layer, lists.kind, name, target, error, kept)
     if isinstance(node, Gemm) and source.zero == LEAST:
-        return _rows(program, step, layer, source.zero, name, target, error)
-    return _dense(step, layer, name, target, error)
+        return _rows(program, step, layer, source.zero, name, target, error, kept)
+    return _dense(step, layer, name, target, error, kept)
 
 
-def _rows(program: Int8Program, step: Step, layer: Layer, zero: int, name: str, target: Stored | None, error: Moved) -> list[str]:
+def _rows(
+    program: Int8Program, step: Step, layer: Layer, zero: int, name: str, target: Stored | None, error: Moved, kept: KeptLines | None
+) -> list[str]:
     """Returns a fully connected layer whose least step is zero: words of zeros are passed by, as T is Σ q_w·(k - z) + q_b."""
     rows = min(ROWS, len(layer.weight))
     program.constants.integers("int32_t", f"{name}_offset", layer.bias + zero * layer.weight.sum(axis=1))
@@ -62,18 +91,18 @@ def _rows(program: Int8Program, step: Step, layer: Layer, zero: int, name: str, 
         *widths[begin + 1 : end],
         *[f"u{r}_0 -= t{r}_0;" for r in range(rows)],
     ]
-    stores = _stores(step, name, target, layer, rows, 1, "o", error)
+    stores = _stores(step, name, target, layer, rows, 1, "o", error, kept)
     other = _tile_text(layer, name, rows, 1, "", "o", dsp=False)
     return around(steps_over("o", len(layer.weight), rows), ["#if VS_DSP", *dsp, "#else", *other, "#endif", *stores])
 
 
-def _dense(step: Step, layer: Layer, name: str, target: Stored | None, error: Moved) -> list[str]:
+def _dense(step: Step, layer: Layer, name: str, target: Stored | None, error: Moved, kept: KeptLines | None) -> list[str]:
     rows, positions = _tile(layer)
     per_group = len(layer.weight) // layer.groups
     group = f" + g * {layer.group_step}" if layer.groups > 1 else ""
     channel = f"g * {per_group} + o" if layer.groups > 1 else "o"
     body = _tile_text(layer, name, rows, positions, group, channel)
-    body += _stores(step, name, target, layer, rows, positions, channel, error)
+    body += _stores(step, name, target, layer, rows, positions, channel, error, kept)
     loops = [*steps_over("row", layer.size[0], 1), *steps_over("column", layer.size[1], positions)]
     loops += steps_over("g", layer.groups, 1) if layer.groups > 1 else []
     return around([*loops, *steps_over("o", per_group, rows)], body)
@@ -167,7 +196,7 @@ def _width_runs(layer: Layer, rows: int, positions: int) -> list[str]:
     return [*lines, "#if VS_MVE", *ends[0], "#else", *ends[1], "#endif"]
 
 
-def _listed(step: Step, layer: Layer, kind: str, name: str, target: Stored | None, error: Moved) -> list[str]:
+def _listed(step: Step, layer: Layer, kind: str, name: str, target: Stored | None, error: Moved, kept: KeptLines | None) -> list[str]:
     positions, apart = max(1, sums.positions_of(layer) // 2), layer.apart[1]
     per_group = len(layer.weight) // layer.groups
     group = f" + o / {per_group} * {layer.group_step}" if layer.groups > 1 else ""
@@ -200,7 +229,7 @@ def _listed(step: Step, layer: Layer, kind: str, name: str, target: Stored | Non
         "    const int32_t v = weight[k];",
         *[f"    {line}" for line in terms],
         "}",
-        *_stores(step, name, target, layer, 1, positions, "o", error),
+        *_stores(step, name, target, layer, 1, positions, "o", error, kept),
     ]
     inner = around([*steps_over("row", layer.size[0], 1), *steps_over("column", layer.size[1], positions)], body)
     return [
@@ -215,7 +244,17 @@ def _listed(step: Step, layer: Layer, kind: str, name: str, target: Stored | Non
     ]
 
 
-def _stores(step: Step, name: str, target: Stored | None, layer: Layer, rows: int, positions: int, channel: str, error: Moved) -> list[str]:
+def _stores(
+    step: Step,
+    name: str,
+    target: Stored | None,
+    layer: Layer,
+    rows: int,
+    positions: int,
+    channel: str,
+    error: Moved,
+    kept: KeptLines | None,
+) -> list[str]:
     lines: list[str] = []
     for p in range(positions):
         for r in range(rows):
@@ -233,6 +272,11 @@ def _stores(step: Step, name: str, target: Stored | None, layer: Layer, rows: in
                 lines += error.store(low, high, _ends(step), _places(index), at, column)
             else:
                 lines += bound_store(step, f"{low} - {error}", f"{high} + {error}", index)
+            if kept is not None:
+                inside, ends = index[1:-1], (f"s{r}_{p} + u{r}_{p}", f"s{r}_{p} + t{r}_{p}")
+                own = error if isinstance(error, str) else f"vs_smaller({error.call(at, column)}, {error.most})"
+                own = own if isinstance(error, str) else f"spread[{inside}] == 0 ? {error.most} : {own}"
+                lines += kept.store(ends, name, at, inside, own)
     return lines
 
 

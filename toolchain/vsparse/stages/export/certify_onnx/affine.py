@@ -114,10 +114,10 @@ def _charged_blocks(one: ChargedSum, side: int) -> BlockSum:
     """Ends that are at least 0: errors, those of this product included, are relative to the upper end, so that weights can hold them."""
     magnitude, support = np.abs(one.weight), (one.weight != 0) | (one.slope != 0)
     positive, negative = np.maximum(one.weight, 0), np.minimum(one.weight, 0)
-    own = growth(2 * _terms(support) + 2, show(one.name))
+    own = growth(2 * longest_row(support) + 2, show(one.name))
     room = UP / (1 - own - 2.0**-20)
     charge = np.where(support, (one.slope + own * magnitude + SLOPE_FLOOR) * room, 0.0)
-    constant = one.constant + own * (np.abs(one.bias) + one.constant) + _underflow(one, magnitude + charge)
+    constant = one.constant + own * (np.abs(one.bias) + one.constant) + underflow(one, magnitude + charge)
     constant = (constant + 2.0**-52 * np.abs(one.bias)) * room
     if side > 0:
         blocks = (up32((positive + charge) * OUTWARD), up32(negative))
@@ -130,14 +130,14 @@ def _limited_blocks(one: ChargedSum, limit: Numbers, side: int) -> BlockSum:
     """Ends whose magnitudes are known beforehand: errors are constants."""
     magnitude, support = np.abs(one.weight), (one.weight != 0) | (one.slope != 0)
     positive, negative = np.maximum(one.weight, 0), np.minimum(one.weight, 0)
-    own = growth(_terms(support) + 2, show(one.name))
+    own = growth(longest_row(support) + 2, show(one.name))
     first, second = (positive, negative) if side > 0 else (negative, positive)
     stored = [value.astype(np.float32) for value in (first, second)]
     inexact = sum(np.abs(part.astype(np.float64) - value) for part, value in zip(stored, (first, second), strict=True))
     room = UP / (1 - own - 2.0**-20)
     charge = np.where(support, one.slope + own * magnitude + 2 * inexact + SLOPE_FLOOR, 0.0) * room
     spread = one.over(charge, limit).reshape(one.shape[0], -1).max(1)
-    constant = spread * UP + one.constant + own * (np.abs(one.bias) + one.constant) + _underflow(one, magnitude + charge)
+    constant = spread * UP + one.constant + own * (np.abs(one.bias) + one.constant) + underflow(one, magnitude + charge)
     constant = (constant + 2.0**-52 * np.abs(one.bias)) * room
     bias = up32(one.bias + constant) if side > 0 else down32(one.bias - constant)
     # The upper end of the input stands first: positive weights of the upper end, negative ones of the lower end, read it.
@@ -148,7 +148,7 @@ def centre_and_radius(w: TwinWriter, one: ChargedSum, x: EndPair, hint: str, sin
     """Adds centre and radius of a sum of products, and returns their names; with `single_reader` one addition alone reads both."""
     total, width = sums_of_ends(w, x, hint)
     parts = centre_radius_parts(one, single_reader)
-    spread = radius_source(w, x, total, width, parts.growth, hint)
+    spread = radius_source(w, size_of_sum(w, x, total, hint), width, parts.growth, hint)
     centre = product(w, one, total, parts.half, parts.bias, f"{hint}.centre", one.groups)
     return centre, product(w, one, spread, parts.radius_weight, parts.radius_bias, f"{hint}.radius", one.groups)
 
@@ -159,9 +159,13 @@ def sums_of_ends(w: TwinWriter, x: EndPair, hint: str) -> tuple[str, str]:
     return w.op("Add", ends, f"{hint}.sum"), w.op("Sub", ends, f"{hint}.width")
 
 
-def radius_source(w: TwinWriter, x: EndPair, total: str, width: str, rate: Float32s, hint: str) -> str:
+def size_of_sum(w: TwinWriter, x: EndPair, total: str, hint: str) -> str:
+    """Adds |S|, the magnitude of the sum of the ends."""
+    return total if x.nonnegative else w.op("Abs", [total], f"{hint}.size")
+
+
+def radius_source(w: TwinWriter, size: str, width: str, rate: Float32s, hint: str) -> str:
     """Adds D + growth·|S|, which one product with |W| maps: the width of the input, and what both executions may err."""
-    size = total if x.nonnegative else w.op("Abs", [total], f"{hint}.size")
     charged = w.op("Mul", [size, w.constant(f"{hint}.growth", rate)], f"{hint}.charge")
     return w.op("Add", [width, charged], f"{hint}.spread")
 
@@ -169,7 +173,7 @@ def radius_source(w: TwinWriter, x: EndPair, total: str, width: str, rate: Float
 def centre_radius_parts(one: ChargedSum, single_reader: bool) -> CentreRadius:
     """Returns the constants of centre and radius, with the errors of both executions in the radius."""
     magnitude, support = np.abs(one.weight), (one.weight != 0) | (one.slope != 0)
-    terms = _terms(support)
+    terms = longest_row(support)
     own = growth((2 if single_reader else 1) * terms + 6, show(one.name))
     room = UP / ((1 - own) ** 2 * (1 - 3 * UNIT))
     half, bias = (one.weight / 2).astype(np.float32), one.bias.astype(np.float32)
@@ -180,15 +184,16 @@ def centre_radius_parts(one: ChargedSum, single_reader: bool) -> CentreRadius:
     ratio = np.divide(needed * room, radius_weight.astype(np.float64), out=np.zeros_like(needed), where=support)
     rate = up32(np.array(max(float(ratio.max(initial=0.0)) * UP, UNIT)))
     inexact_bias = np.abs(bias.astype(np.float64) - one.bias) + 2.0**-52 * np.abs(one.bias)
-    constant = one.constant + own * np.abs(one.bias) + inexact_bias + _underflow(one, magnitude + wide)
+    constant = one.constant + own * np.abs(one.bias) + inexact_bias + underflow(one, magnitude + wide)
     return CentreRadius(half, bias, radius_weight, up32(constant * room), rate)
 
 
-def _terms(support: np.ndarray[Any, Any]) -> int:
+def longest_row(support: np.ndarray[Any, Any]) -> int:
+    """Returns how many terms the longest row of a weight has that are not left out, `support` bool [out, …]."""
     return int(support.reshape(len(support), -1).sum(1).max(initial=0))
 
 
-def _underflow(one: ChargedSum, weights: Numbers) -> Numbers:
+def underflow(one: ChargedSum, weights: Numbers) -> Numbers:
     """What underflow may cost a row, beside what is relative to the input: far more than each of its operations can lose."""
     lost: Numbers = CONSTANT_FLOOR + 32 * ETA * (one.rows(weights) + one.weight[0].size + 8)
     return lost

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
@@ -10,40 +12,59 @@ from vsparse.errors import InputError
 from vsparse.graph.core import Graph, Node
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.graph.onnx_file import in_order
+from vsparse.graph.operators.affine import Affine
+from vsparse.graph.quantised import is_quantised
 from vsparse.graph.shapes import show
 from vsparse.graph.to_onnx import INPUT, OUTPUT
-from vsparse.stages.export.certify_onnx.charges import Charges
+from vsparse.stages.export.certify_onnx.charges import Charges, in_float32
 from vsparse.stages.export.certify_onnx.margins import last_layer, least_margin
 from vsparse.stages.export.certify_onnx.names import CLASS, EPSILON, MARGIN, PREFIX
 from vsparse.stages.export.certify_onnx.operators import TwinContext, enclosed, require_intervals
 from vsparse.stages.export.certify_onnx.reach import require_reach
 from vsparse.stages.export.certify_onnx.rounded import UNIT, Numbers, down32, up32
+from vsparse.stages.export.certify_onnx.stored_sums import stored
 from vsparse.stages.export.certify_onnx.writer import EndPair, TwinWriter
 
+# The contracts of each format of storage for which the charges are proved (docs/numerics.md, section 15).
+CONTRACTS = {"fp32": ("fp32",), "fp16": ("fp16", "fp16-tensorrt")}
 
-def certifying_model(model: onnx.ModelProto, clip: tuple[float, float], name: str = "model.certify") -> onnx.ModelProto:
-    """Returns a network's float32 file with the bound of its least margin beside it (docs/live.md; docs/numerics.md, section 15).
+
+def certifying_model(
+    model: onnx.ModelProto, clip: tuple[float, float], name: str = "model.certify", contract_name: str = "fp32"
+) -> onnx.ModelProto:
+    """Returns a network's file with the bound of its least margin beside it (docs/live.md; docs/numerics.md, section 15).
+
+    The file is one in float32 under the contract fp32, or one in float16 under fp16 or fp16-tensorrt; its bounds are float32 all the same.
 
     Inputs: `input` as before, and `epsilon`, a float32 scalar. Outputs: `logits`, as before; `class`, int64 [batch], the index of the
     largest; `margin`, float32 [batch], a lower bound of z_class − z_j over all other classes j and all inputs within epsilon of `input` and
-    within `clip`, as any device computes them under the contract fp32. It is −inf where `input` leaves `clip`, and where epsilon is
+    within `clip`, as any device computes them under the contract. It is −inf where `input` leaves `clip`, and where epsilon is
     negative, above the length of `clip`, or not a number.
 
-    Raises InputError, which names the node, for an operator without an interval, a file that is not float32, one output, weights or bounds
-    beyond float32's range, and data ranges that are empty.
+    Raises InputError, which names the node, for an operator without an interval, a quantised file, another contract, one output, weights or
+    bounds beyond float32's range, activations that may overflow in float16 for an input within `clip`, and data ranges that are empty.
     """
     graph = from_onnx(model.SerializeToString())
-    _require(graph, model, clip)
+    _require(graph, model, clip, contract_name)
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    charges = Charges(graph)
-    require_reach(graph, charges.rounding.params, clip)
-    w = TwinWriter(graph, opset)
+    charges = Charges(graph, contract_name)
+    require_reach(charges, clip)
+    w = TwinWriter(in_float32(graph), opset)
     predicted = w.op("ArgMax", [OUTPUT], "predicted", axis=1, keepdims=1)
     ends, valid = _input_ends(w, graph, clip)
+    needed, storage = _needed(graph), charges.storage_of(graph.input)
+    readers = graph.consumers()[graph.input]
+    unstored = "" if storage is None or not all(isinstance(node, Affine) and node in needed for node in readers) else graph.input
+    if storage is not None and not unstored:
+        ends = stored(w, storage, ends, "input.stored")
+    if charges.storage is not None:
+        ends = replace(ends, limit=None)
     known: dict[str, EndPair] = {graph.input: ends}
-    context = TwinContext(w, charges, known)
-    for node in _needed(graph):
-        known[node.name] = enclosed(node, context, [known[one] for one in node.inputs])
+    context = TwinContext(w, charges, known, unstored)
+    for node in needed:
+        found = enclosed(node, context, [known[one] for one in node.inputs])
+        # What float16 rounds is charged relative to each value, and not to the largest one that there may be.
+        known[node.name] = found if charges.storage is None else replace(found, limit=None)
     margin = least_margin(w, charges, known, predicted)
     nothing = w.constant("nothing", np.float32(-np.inf))
     w.nodes.append(helper.make_node("Where", [valid, margin, nothing], [MARGIN], name=w.free("output.margin")))
@@ -52,11 +73,17 @@ def certifying_model(model: onnx.ModelProto, clip: tuple[float, float], name: st
     return _assembled(model, w, name)
 
 
-def _require(graph: Graph, model: onnx.ModelProto, clip: tuple[float, float]) -> None:
+def _require(graph: Graph, model: onnx.ModelProto, clip: tuple[float, float], contract_name: str) -> None:
     require_intervals(graph)
+    known = CONTRACTS.get(graph.storage, ())
+    if is_quantised(graph) or any(tensor.data_type == TensorProto.BFLOAT16 for tensor in model.graph.initializer):
+        raise InputError("a certifying file is made of a network in float32 or float16; quantised ones and bfloat16 weights have none yet")
+    if contract_name not in known:
+        raise InputError(
+            f"a certifying file of a network in {graph.storage} is about the contract {' or '.join(known)}, and not about {contract_name}; "
+            + ("certify the float32 network live" if graph.storage == "fp16" else "leave deploy.live out")
+        )
     shape = graph.shape_of(graph.output)
-    if graph.integers or graph.storage != "fp32" or any(tensor.data_type == TensorProto.BFLOAT16 for tensor in model.graph.initializer):
-        raise InputError("a certifying file is made of the float32 network alone; quantised and half-precision ones have none yet")
     if len(shape) != 1 or shape[0] < 2:
         raise InputError(f"the network's output has shape {show(shape)}; a margin needs at least two classes in a row")
     if not (np.isfinite(clip).all() and clip[0] < clip[1]):

@@ -19,7 +19,8 @@ from vsparse.graph.operators.affine import Affine, Conv
 from vsparse.graph.rules import onnx_form
 from vsparse.graph.shapes import show
 from vsparse.stages.export.certify_onnx.affine import ChargedSum, require_finite
-from vsparse.stages.export.certify_onnx.rounded import SLOPE_FLOOR, UNIT, UP, Numbers
+from vsparse.stages.export.certify_onnx.rounded import SLOPE_FLOOR, UP, Numbers
+from vsparse.stages.export.certify_onnx.stored_sums import StorageRounding
 from vsparse.stages.export.certify_onnx.writer import TwinWriter
 
 # What errors may be of the terms of a sum, so that a reach bounds what the certifying file computes too (docs/numerics.md, section 15.2).
@@ -27,11 +28,22 @@ MOST_CHARGED = 2.0**-4
 
 
 class Charges:
-    """The errors of a float32 network under the contract fp32: in any order of summation, with the additions that a runtime may fuse."""
+    """The errors of a network under its contract: in any order of summation, with the additions that a runtime may fuse.
 
-    def __init__(self, graph: Graph) -> None:
+    `storage` is what it costs to store a value in float16; None under fp32, whose rules charge that with what the file rounds itself.
+    """
+
+    def __init__(self, graph: Graph, contract_name: str = "fp32") -> None:
         self.graph = graph
-        self.rounding = Rounding(graph, contract("fp32"))
+        rules = contract(contract_name)
+        self.rounding = Rounding(graph, rules)
+        # Bounds may charge storing relative to what is stored already, and so do these (docs/numerics.md, section 15.8).
+        unit, floor = self.rounding.storage_unit, self.rounding.storage_floor
+        self.storage = None if rules.storage == rules.accumulate else StorageRounding(unit * (1 + 4 * unit), floor * (1 + 4 * unit))
+
+    def storage_of(self, name: str) -> StorageRounding | None:
+        """Returns what it costs to store an activation; None where that is not rounded to another format than it is computed in."""
+        return None if name in self.rounding.unrounded else self.storage
 
     def sum_of(self, node: Affine) -> ChargedSum:
         """Returns an affine node with its errors, those of longer sums that it may be a part of included.
@@ -43,21 +55,26 @@ class Charges:
         weight = graph.params[node.weight].astype(np.float64)
         bias = np.zeros(len(weight)) if node.bias is None else graph.params[node.bias].astype(np.float64)
         slope, constant = kernels.error.numpy() * UP, kernels.error_constant.numpy() * UP
-        more = np.zeros(len(weight))
+        more, whole = np.zeros(len(weight)), 0.0
         for terms in self.rounding.fused.values():
             if any(part.name == node.name for part in terms.affine):
-                more = more + _gammas(self._terms_with(terms)) / _gammas(kernels.terms.numpy()) * UP
+                more = more + self._gammas(self._terms_with(terms)) / self._gammas(kernels.terms.numpy()) * UP
+                whole += 0.0 if self.storage is None else 2 * self.storage.unit
         more = 1 + more
-        too_many = slope * more.reshape(-1, *[1] * (weight.ndim - 1)) > MOST_CHARGED * np.abs(weight) + SLOPE_FLOOR
-        if too_many.any():
+        if self.storage is not None:  # what is stored holds the error of the sum
+            more = more * (1 + 4 * self.storage.unit)
+        slope, constant = slope * more.reshape(-1, *[1] * (weight.ndim - 1)), constant * more
+        if self.storage is not None:  # and one sum is rounded relative to all of its terms
+            slope, constant = slope + whole * np.abs(weight) * UP, constant + whole * np.abs(bias) * UP
+        elif (slope > MOST_CHARGED * np.abs(weight) + SLOPE_FLOOR).any():
             raise InputError(f'node "{show(node.name)}" is a part of sums of too many terms for bounds in float32; leave deploy.live out')
         return ChargedSum(
             name=node.name,
             kind="Conv" if isinstance(node, Conv) else "Gemm",
             weight=weight,
             bias=bias,
-            slope=slope * more.reshape(-1, *[1] * (weight.ndim - 1)),
-            constant=constant * more,
+            slope=slope,
+            constant=constant,
             shape=node.shape,
             over=lambda rate, m: forward(node, torch.from_numpy(rate), torch.from_numpy(m)[None])[0].numpy(),
             groups=node.groups if isinstance(node, Conv) else 1,
@@ -66,11 +83,19 @@ class Charges:
 
     def growth_of(self, terms: OneSum) -> float:
         """Returns γ of an addition and all terms that it may be one sum with."""
-        return float(_gammas(self._terms_with(terms)).max())
+        return float(self._gammas(self._terms_with(terms)).max())
 
     def _terms_with(self, terms: OneSum) -> Numbers:
         """Returns how many roundings that γ is taken of, [out] or one number."""
         return np.asarray(sum(self.rounding.sums[part.name].terms.numpy() for part in terms.affine) + float(terms.added + 1), np.float64)
+
+    def _gammas(self, terms: Numbers) -> Numbers:
+        return np.array([gamma(float(n), self.rounding.sum_unit()) for n in np.atleast_1d(terms)], np.float64)
+
+
+def in_float32(graph: Graph) -> Graph:
+    """Returns the network as one of float32 numbers, for the rules that write its operators: bounds are computed in float32."""
+    return replace(graph, storage="fp32", wide_sums=False, unrounded=frozenset())
 
 
 def with_weight(one: ChargedSum, **changes: object) -> ChargedSum:
@@ -78,10 +103,6 @@ def with_weight(one: ChargedSum, **changes: object) -> ChargedSum:
     changed: ChargedSum = replace(one, **changes)  # type: ignore[arg-type]
     require_finite(changed)
     return changed
-
-
-def _gammas(terms: Numbers) -> Numbers:
-    return np.array([gamma(float(n), UNIT) for n in np.atleast_1d(terms)], np.float64)
 
 
 class _Names(TwinWriter):
@@ -92,4 +113,4 @@ class _Names(TwinWriter):
 
 
 def _attributes(node: Affine, graph: Graph) -> Mapping[str, object]:
-    return onnx_form(node, _Names(graph, 17)).attributes
+    return onnx_form(node, _Names(in_float32(graph), 17)).attributes

@@ -63,11 +63,11 @@ class CertifyingSession:
 
 
 class MarginBounds:
-    """Bounds in float64 that what a certifying file returns is held against."""
+    """Bounds in float64, under the contract of the network, that what a certifying file returns is held against."""
 
-    def __init__(self, graph: Graph, model: onnx.ModelProto, clip: tuple[float, float]) -> None:
+    def __init__(self, graph: Graph, model: onnx.ModelProto, clip: tuple[float, float], contract_name: str = "fp32") -> None:
         self.graph, self.clip = graph, clip
-        self.rounding = Rounding(graph, contract("fp32"))
+        self.rounding = Rounding(graph, contract(contract_name))
         self.real = Rounding(graph, contract("real"))
         self._written = ReferenceEvaluator(_in_float64(model))
         self.room = 2.0**-40 * self._scale()
@@ -130,7 +130,12 @@ class MarginBounds:
 
 
 def check_certifying(
-    model: onnx.ModelProto, graph: Graph, clip: tuple[float, float], samples: Floats, radii: Sequence[np.float32]
+    model: onnx.ModelProto,
+    graph: Graph,
+    clip: tuple[float, float],
+    samples: Floats,
+    radii: Sequence[np.float32],
+    contract_name: str = "fp32",
 ) -> CertifyingRuns:
     """Executes a certifying file at every level, with one thread and two, alone and in batches, and on inputs that it must refuse.
 
@@ -138,7 +143,7 @@ def check_certifying(
     written one would have; for logits outside their enclosure; for another class than that of the largest logit; and for a bound where
     there must be none.
     """
-    bounds, data = MarginBounds(graph, model, clip), model.SerializeToString()
+    bounds, data = MarginBounds(graph, model, clip, contract_name), model.SerializeToString()
     low, high = bounds.logits(samples)
     executions = 0
     rows: dict[np.float32, CertifiedAtRadius] = {}
@@ -206,7 +211,10 @@ def _check_refusals(session: CertifyingSession, sample: Floats, clip: tuple[floa
 
 
 def _in_float64(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Returns the file with its float32 numbers in float64: the reference evaluator computes in the type that it is given."""
+    """Returns the file with its float32 numbers in float64: the reference evaluator computes in the type that it is given.
+
+    A network in float16 stays as it is, and so does what it makes of the input.
+    """
     wide = onnx.ModelProto()
     wide.CopyFrom(model)
     for tensor in wide.graph.initializer:

@@ -11,9 +11,18 @@ from vsparse.errors import InputError
 from vsparse.graph.core import Graph, Node
 from vsparse.graph.operators.affine import Affine, Conv, Gemm
 from vsparse.graph.operators.reshape import Reshape
-from vsparse.stages.export.certify_onnx.affine import ChargedSum, block_sums, centre_radius_parts, radius_source, sums_of_ends
+from vsparse.stages.export.certify_onnx.affine import (
+    ChargedSum,
+    block_sums,
+    centre_radius_parts,
+    product,
+    radius_source,
+    size_of_sum,
+    sums_of_ends,
+)
 from vsparse.stages.export.certify_onnx.charges import Charges, with_weight
-from vsparse.stages.export.certify_onnx.rounded import Float32s, Numbers
+from vsparse.stages.export.certify_onnx.rounded import UNIT, UP, Float32s, Numbers
+from vsparse.stages.export.certify_onnx.stored_sums import StorageRounding, centre_and_radius, stored_parts
 from vsparse.stages.export.certify_onnx.writer import EndPair, TwinWriter
 
 # Up to so many weights the rows of all pairs of classes are multiplied, and those of the predicted class chosen from the results; beyond,
@@ -55,15 +64,50 @@ def least_margin(w: TwinWriter, charges: Charges, known: dict[str, EndPair], pre
     chosen = _Chosen(w, classes, predicted, stored <= ALL_PAIRS)
     if flat.nonnegative or flat.limit is not None:
         lower = block_sums(rows, flat)[1]
-        margins = chosen.product(lower.weight, lower.bias, w.stack(flat, "margin").stacked, "margin")
+        flat = w.stack(flat, "margin")
+        margins = chosen.product(lower.weight, lower.bias, flat.stacked, "margin")
+    elif charges.storage is not None:
+        ends = centre_and_radius(w, stored_parts(rows, None), flat, chosen.multiplied, "margin")
+        margins = w.op("Sub", ends, "margin.lower")
     else:
         total, width = sums_of_ends(w, flat, "margin")
         parts = centre_radius_parts(rows, single_reader=True)
-        spread = radius_source(w, flat, total, width, parts.growth, "margin")
+        spread = radius_source(w, size_of_sum(w, flat, total, "margin"), width, parts.growth, "margin")
         centre = chosen.product(parts.half, parts.bias, total, "margin.centre")
         radius = chosen.product(parts.radius_weight, parts.radius_bias, spread, "margin.radius")
         margins = w.op("Sub", [centre, radius], "margin.lower")
-    return chosen.least(margins)
+    storage = None if layer is None else charges.storage_of(layer.name)
+    if layer is None or storage is None:
+        return chosen.least(margins)
+    return chosen.least_stored(margins, _logit_errors(w, charges.sum_of(layer), storage, flat))
+
+
+def _logit_errors(w: TwinWriter, one: ChargedSum, storage: StorageRounding, flat: EndPair) -> str:
+    """Adds what storing each logit costs [batch, classes]: docs/numerics.md, section 15.8."""
+    classes, unit = len(one.weight), storage.unit + 16 * UNIT
+    scaled = with_weight(
+        one,
+        kind="Gemm",
+        weight=unit * one.weight.reshape(classes, -1),
+        slope=(unit * one.slope.reshape(classes, -1) + 2.0**-52 * unit * np.abs(one.weight.reshape(classes, -1))) * UP,
+        bias=unit * one.bias,
+        constant=(unit * (one.constant + 2.0**-52 * np.abs(one.bias)) + storage.floor * (1 + 2.0**-20)) * UP,
+        shape=(classes,),
+        over=_over,
+        attributes={"transB": 1},
+    )
+    if not flat.nonnegative:
+
+        def multiplied(source: str, weight: Float32s, shift: Float32s, name: str) -> str:
+            return product(w, scaled, source, weight, shift, name)
+
+        centre, radius = centre_and_radius(w, stored_parts(scaled, None), flat, multiplied, "logits")
+        return w.op("Add", [w.op("Abs", [centre], "logits.size"), radius], "logits.errors")
+    upper, lower = block_sums(scaled, flat)
+    weight, bias = np.concatenate([upper.weight, -lower.weight]), np.concatenate([upper.bias, -lower.bias])
+    both = product(w, scaled, w.stack(flat, "logits").stacked, weight, bias, "logits.both")
+    shape = w.constant("logits.shape", np.array([0, 2, classes], np.int64))
+    return w.reduce("ReduceMax", w.op("Reshape", [both, shape], "logits.rows"), [1], "logits.errors")
 
 
 def margin_sum(charges: Charges, layer: Affine | None) -> ChargedSum:
@@ -113,6 +157,10 @@ class _Chosen:
         self.w, self.classes, self.predicted, self.all_pairs = w, classes, predicted, all_pairs
         self.index = ""
 
+    def multiplied(self, source: str, weight: Float32s, bias: Float32s, name: str) -> str:
+        """Does as `product`."""
+        return self.product(weight, bias, source, name)
+
     def product(self, weight: Float32s, bias: Float32s, x: str, hint: str) -> str:
         """Returns rows · x + bias: [batch, classes·(classes − 1)], or [batch, classes − 1, 1] of the predicted class."""
         w, others = self.w, self.classes - 1
@@ -127,6 +175,21 @@ class _Chosen:
             for name, value in (("weight", rows), ("bias", shifts))
         ]
         return w.op("Add", [w.op("MatMul", [chosen[0], column], f"{hint}.product"), chosen[1]], hint)
+
+    def least_stored(self, margins: str, errors: str) -> str:
+        """Returns the least of the margins of the predicted class [batch], once `errors` [batch, classes] of both logits are subtracted."""
+        w, classes = self.w, self.classes
+        if self.all_pairs:
+            y, j = np.nonzero(~np.eye(classes, dtype=bool))
+            both = -(np.eye(classes, dtype=np.float32)[y] + np.eye(classes, dtype=np.float32)[j])
+            return self.least(w.op("Gemm", [errors, w.constant("logits.of_pairs", both), margins], "margin.stored", transB=1))
+        own, most = (
+            w.op("GatherElements", [errors, self.predicted], "logits.own", axis=1),
+            w.reduce("ReduceMax", errors, [1], "logits.most"),
+        )
+        axis = w.constant("logits.axis", np.array([1], np.int64))
+        less = w.op("Add", [w.op("Squeeze", [own, axis], "logits.own_row"), most], "logits.less")
+        return w.op("Sub", [self.least(margins), less], "margin.stored")
 
     def least(self, margins: str) -> str:
         """Returns the least of the margins of the predicted class [batch]."""

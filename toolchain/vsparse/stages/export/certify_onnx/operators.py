@@ -38,6 +38,7 @@ from vsparse.graph.shapes import show
 from vsparse.stages.export.certify_onnx.affine import bounded
 from vsparse.stages.export.certify_onnx.charges import Charges
 from vsparse.stages.export.certify_onnx.rounded import CONSTANT_FLOOR, ETA, UNIT, UP, Numbers, down32, up32
+from vsparse.stages.export.certify_onnx.stored_sums import bounded_and_stored, magnitude, of_unstored
 from vsparse.stages.export.certify_onnx.writer import EndPair, TwinWriter
 
 # Magnitudes below this are charged as this one: what underflow may cost is then far below what is relative to them.
@@ -46,11 +47,15 @@ SMALL = 2.0**-70
 
 @dataclass(frozen=True)
 class TwinContext:
-    """What rules work with: the writer, the errors of the network, and the ends of every activation that has some already."""
+    """What rules work with: the writer, the errors of the network, and the ends of every activation that has some already.
+
+    `unstored` names the activation whose ends are those before it is stored; "" where there is none.
+    """
 
     writer: TwinWriter
     charges: Charges
     known: dict[str, EndPair]
+    unstored: str = ""
 
 
 @singledispatch
@@ -75,7 +80,12 @@ def _refusal(node: Node) -> InputError:
 
 @enclosed.register
 def _(node: Affine, c: TwinContext, inputs: list[EndPair]) -> EndPair:
-    return bounded(c.writer, c.charges.sum_of(node), inputs[0], node.name)
+    one, storage = c.charges.sum_of(node), c.charges.storage
+    if storage is None:
+        return bounded(c.writer, one, inputs[0], node.name)
+    if node.inputs[0] == c.unstored:
+        one = of_unstored(one, storage)
+    return bounded_and_stored(c.writer, one, c.charges.storage_of(node.name), inputs[0], node.name)
 
 
 @enclosed.register
@@ -96,7 +106,8 @@ def _(node: Clip, c: TwinContext, inputs: list[EndPair]) -> EndPair:
     elif limit is not None:
         limit = np.maximum(limit, max(abs(end) for end in ends if not isinf(end)))
     nonnegative = node.lowest >= 0 or (x.nonnegative and node.highest >= 0)
-    return replace(_each(node, c, x), nonnegative=nonnegative, limit=limit)
+    clipped = replace(_each(node, c, x), nonnegative=nonnegative, limit=limit)
+    return _with_inexact(node, c, clipped, max((c.charges.rounding.constant_error(end) for end in ends if not isinf(end)), default=0.0))
 
 
 @enclosed.register
@@ -107,10 +118,15 @@ def _(node: LeakyRelu, c: TwinContext, inputs: list[EndPair]) -> EndPair:
         w.op("LeakyRelu", [end], f"{node.name}.{which}", alpha=node.slope) for which, end in (("up", x.upper), ("low", x.lower))
     )
     inexact = abs(float(np.float32(node.slope)) - node.slope)
-    rate = (gamma(8, UNIT) * node.slope + 4 * inexact + 2.0**-30) * UP
+    rate, model = (gamma(8, UNIT) * node.slope + 4 * inexact + 2.0**-30) * UP, c.charges.rounding
+    constant = 0.0
+    if c.charges.storage is not None:
+        inexact = model.constant_error(node.slope)
+        rate = (rate + gamma(3, model.storage_unit) * node.slope + 2 * inexact) * UP
+        constant = (3 + inexact) * model.storage_floor
     negative = w.op("Min", [x.lower, w.constant(f"{node.name}.small", np.float32(-SMALL))], f"{node.name}.negative")
     less = w.op("Mul", [negative, w.constant(f"{node.name}.rate", -up32(np.array(rate)))], f"{node.name}.error")
-    return _moved_out(w, node, upper, lower, less)
+    return _moved_out(w, node, upper, lower, _and_constant(w, node, less, constant))
 
 
 @enclosed.register(Sigmoid)
@@ -118,7 +134,7 @@ def _(node: LeakyRelu, c: TwinContext, inputs: list[EndPair]) -> EndPair:
 def _(node: Sigmoid | Tanh, c: TwinContext, inputs: list[EndPair]) -> EndPair:
     """Both rise; a device errs by an absolute amount that the contract assumes (docs/numerics.md, section 3.2), in the network and here."""
     w, x = c.writer, inputs[0]
-    error = (2 * FUNCTION_ERROR["fp32"] + 4 * UNIT) * UP
+    error = (FUNCTION_ERROR[c.charges.rounding.contract.storage] + FUNCTION_ERROR["fp32"] + 4 * UNIT) * UP
     stacked = w.op(type(node).onnx, [w.stack(x, node.name).stacked], f"{node.name}.both")
     shift = np.stack([np.full(node.shape[0], error), np.full(node.shape[0], -error)]).reshape(-1, *[1] * (len(node.shape) - 1))
     outward = np.concatenate([up32(shift[: node.shape[0]]), down32(shift[node.shape[0] :])])
@@ -137,6 +153,11 @@ def _(node: AveragePool, c: TwinContext, inputs: list[EndPair]) -> EndPair:
     w, x = c.writer, inputs[0]
     kernels, count = c.charges.rounding.sums[node.name], node.kernel[0] * node.kernel[1]
     rate = (float(kernels.error.max()) * count * UP + 2 * gamma(count + 8, UNIT)) * UP
+    constant, storage = 0.0, c.charges.storage_of(node.name)
+    if c.charges.storage is not None:
+        constant = float(kernels.error_constant.max()) * (1 + 2 * c.charges.storage.unit) * UP
+    if storage is not None:
+        rate, constant = rate * (1 + 2 * storage.unit) + storage.unit, constant + storage.floor
     if x.nonnegative:
         pooled = w.pair(_each(node, c, x), node.name)
         size, upper, lower = pooled.upper, pooled.upper, pooled.lower
@@ -146,7 +167,7 @@ def _(node: AveragePool, c: TwinContext, inputs: list[EndPair]) -> EndPair:
         size = _alone(node, c, magnitude(w, pair, node.name), f"{node.name}.mean")
     least = w.op("Max", [size, w.constant(f"{node.name}.small", np.float32(SMALL))], f"{node.name}.size")
     less = w.op("Mul", [least, w.constant(f"{node.name}.rate", up32(np.array(rate + 2.0**-30)))], f"{node.name}.error")
-    return _moved_out(w, node, upper, lower, less)
+    return _moved_out(w, node, upper, lower, _and_constant(w, node, less, constant))
 
 
 @enclosed.register(Add)
@@ -179,7 +200,8 @@ def _(node: MulConstant | DivConstant, c: TwinContext, inputs: list[EndPair]) ->
     """The factor's sign decides which end becomes which; the product is rounded in the network, and here."""
     w, x = c.writer, inputs[0]
     own = c.charges.graph.params[node.constant].astype(np.float64)
-    kind, factor = ("Mul", np.abs(own)) if isinstance(node, MulConstant) else ("Div", 1 / _usable(node, own))
+    model = c.charges.rounding
+    kind, factor = ("Mul", np.abs(own)) if isinstance(node, MulConstant) else ("Div", 1 / _usable(node, own, model.contract.storage))
     factor = np.broadcast_to(factor, node.shape)
     stored, pair = w.constant(f"{node.name}.factor", c.charges.graph.params[node.constant]), w.pair(x, node.name)
     first, second = (w.op(kind, [end, stored], f"{node.name}.end") for end in (pair.upper, pair.lower))
@@ -199,9 +221,14 @@ def _(node: MulConstant | DivConstant, c: TwinContext, inputs: list[EndPair]) ->
     # Underflow of a factor or of an operand is relative to the other one.
     size = magnitude(w, pair, node.name)
     least = w.op("Max", [size, w.constant(f"{node.name}.small", np.float32(SMALL))], f"{node.name}.least")
-    rate = np.maximum(up32(factor * (gamma(10, UNIT) + 2.0**-30) * UP + flush), np.float32(2.0**-50))
+    own_rate, constant = gamma(10, UNIT) + 2.0**-30, np.zeros(())
+    if c.charges.storage is not None:
+        own_rate += c.charges.storage.unit if isinstance(node, MulConstant) else gamma(3, model.storage_unit)
+        flush += 2 * model.storage_floor * UP
+        constant = 2 * model.storage_floor * (factor + 1) * UP
+    rate = np.maximum(up32(factor * own_rate * UP + flush), np.float32(2.0**-50))
     less = w.op("Mul", [least, w.constant(f"{node.name}.rate", _short(rate))], f"{node.name}.error")
-    return _moved_out(w, node, upper, lower, less)
+    return _moved_out(w, node, upper, lower, _and_constant(w, node, less, constant))
 
 
 @enclosed.register
@@ -238,15 +265,8 @@ def _(node: Move, c: TwinContext, inputs: list[EndPair]) -> EndPair:
         moved = apply(node, {}, *(torch.from_numpy(np.ascontiguousarray(x.limit))[None] for x in pairs))
         limit = np.abs(moved[0].numpy())
     nonnegative = all(x.nonnegative for x in pairs) and value >= 0
-    return EndPair(node.shape, upper=upper, lower=lower, nonnegative=nonnegative, limit=limit)
-
-
-def magnitude(w: TwinWriter, x: EndPair, hint: str) -> str:
-    """Adds the largest magnitude between the two ends."""
-    if x.nonnegative:
-        return x.upper
-    sizes = [w.op("Abs", [end], f"{hint}.size") for end in (x.upper, x.lower)]
-    return w.op("Max", sizes, f"{hint}.largest")
+    moved_ends = EndPair(node.shape, upper=upper, lower=lower, nonnegative=nonnegative, limit=limit)
+    return _with_inexact(node, c, moved_ends, c.charges.rounding.constant_error(value))
 
 
 def _rounded_once(node: Node, c: TwinContext, exact: EndPair) -> EndPair:
@@ -256,16 +276,42 @@ def _rounded_once(node: Node, c: TwinContext, exact: EndPair) -> EndPair:
     """
     w, terms = c.writer, c.charges.rounding.fused.get(node.name)
     size = w.op("Max", [magnitude(w, exact, node.name), w.constant(f"{node.name}.small", np.float32(SMALL))], f"{node.name}.size")
-    less = w.op("Mul", [size, w.constant(f"{node.name}.rate", up32(np.array(gamma(10, UNIT) + 2.0**-30)))], f"{node.name}.error")
+    storage = c.charges.storage
+    rate, constant = gamma(10, UNIT) + 2.0**-30, 0.0
+    if storage is not None:
+        rate, constant = rate + storage.unit, 4 * storage.floor
+    less = w.op("Mul", [size, w.constant(f"{node.name}.rate", up32(np.array(rate)))], f"{node.name}.error")
     if terms is not None:
         sizes = [magnitude(w, w.pair(c.known[name], node.name), node.name) for name in terms.values]
         constants = [np.abs(c.charges.graph.params[name]).astype(np.float32) for name in terms.constants]
         sizes += [w.constant(f"{node.name}.constant_size", value) for value in constants]
-        rate = up32(np.array((c.charges.growth_of(terms) + gamma(10, UNIT)) * (1 + 2.0**-10)))
+        grown = c.charges.growth_of(terms) + gamma(10, UNIT)
+        if storage is not None:
+            grown = grown * (1 + 2 * storage.unit) + 2 * storage.unit
+        growth = up32(np.array(grown * (1 + 2.0**-10)))
         for one in sizes:
-            more = w.op("Mul", [one, w.constant(f"{node.name}.growth", rate)], f"{node.name}.more")
+            more = w.op("Mul", [one, w.constant(f"{node.name}.growth", growth)], f"{node.name}.more")
             less = w.op("Add", [less, more], f"{node.name}.errors")
-    return _moved_out(w, node, exact.upper, exact.lower, less)
+    return _moved_out(w, node, exact.upper, exact.lower, _and_constant(w, node, less, constant))
+
+
+def _and_constant(w: TwinWriter, node: Node, error: str, constant: Numbers | float) -> str:
+    """Adds a constant to an error, where there is one: what underflow costs that is no small part of what is relative to values."""
+    value = np.asarray(constant, np.float64)
+    if not value.any():
+        return error
+    stored = up32(value * (1 + 2.0**-20))
+    stored = _short(stored) if stored.ndim else stored
+    return w.op("Add", [error, w.constant(f"{node.name}.floor", stored)], f"{node.name}.underflow")
+
+
+def _with_inexact(node: Node, c: TwinContext, x: EndPair, inexact: float) -> EndPair:
+    """Moves ends outward by what a number of the operator is rounded by, where the format of the network does not hold it."""
+    if inexact == 0 or c.charges.storage is None:
+        return x
+    w = c.writer
+    pair, error = w.pair(x, node.name), w.constant(f"{node.name}.inexact", up32(np.array(inexact * (1 + 2.0**-20) + CONSTANT_FLOOR)))
+    return _moved_out(w, node, pair.upper, pair.lower, error)
 
 
 def _moved_out(w: TwinWriter, node: Node, upper: str, lower: str, error: str) -> EndPair:
@@ -286,10 +332,10 @@ def _alone(node: Node, c: TwinContext, source: str, hint: str) -> str:
     return c.writer.op(form.operator, [source, *form.inputs], hint, **form.attributes)
 
 
-def _usable(node: DivConstant, divisor: Numbers) -> Numbers:
+def _usable(node: DivConstant, divisor: Numbers, storage: str) -> Numbers:
     size: Numbers = np.abs(divisor)
     with np.errstate(divide="ignore"):
-        if (size < SMALLEST_NORMAL["fp32"]).any() or (1 / size >= LARGEST["fp32"] / 2).any():
+        if (size < SMALLEST_NORMAL[storage]).any() or (1 / size >= LARGEST[storage] / 2).any():
             raise InputError(f'node "{show(node.name)}" divides by a number that a device may read as zero; leave deploy.live out')
     return size
 
@@ -300,6 +346,3 @@ def _short(value: NDArray[np.float32]) -> NDArray[np.float32]:
     if value.ndim > 1 and (flat == flat[:, :1]).all():
         return flat[:, 0].reshape(-1, *[1] * (value.ndim - 1))
     return value
-
-
-__all__ = ["TwinContext", "enclosed", "magnitude"]

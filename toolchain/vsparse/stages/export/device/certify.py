@@ -11,21 +11,44 @@ import tempfile
 from typing import Any
 
 from vsparse.stages.export.device.basics import Stop, gate, read_all, say, sha256
-from vsparse.stages.export.device.engine_layers import layer_faults, parse_layers
+from vsparse.stages.export.device.engine_layers import certifying_faults, layer_faults, parse_layers
 from vsparse.stages.export.device.latency import latency_in_blocks, read_times
 from vsparse.stages.export.device.manifest import DeviceJob
 from vsparse.stages.export.device.trtexec import Trtexec
 
+ARITHMETIC = {
+    "fp32": "every layer shows fp32 without Winograd, FFT or TF32",
+    **{one: f"every layer that certifies shows fp32, and every other the contract {one}" for one in ("fp16", "fp16-tensorrt")},
+}
 CERTIFYING_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}\Z")
 
 
-def read_certifying(folder: str, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Returns the entry of the certifying file, every field of it checked, and its files compared with their hashes."""
-    entry = manifest.get("certifying")
+# Contracts of further certifying files, which name their sums in float32 and which strong typing alone keeps.
+OF_HALF = ("fp16", "fp16-tensorrt")
+
+
+def read_certifying(folder: str, manifest: dict[str, Any], wanted: bool) -> list[dict[str, Any]]:
+    """Returns the entries of all certifying files, that of the float32 model first; `wanted`: there must be one."""
+    first, further = manifest.get("certifying"), manifest.get("further_certifying", [])
+    if not isinstance(further, list) or (further and not first):
+        raise Stop(
+            2, "manifest.json: further_certifying is not a list beside certifying; copy the device/ folder again, or export it again"
+        )
+    found = [read_one(folder, first, "certifying")] if wanted or first else []
+    for i, entry in enumerate(further):
+        found.append(read_one(folder, entry, f"further_certifying[{i}]"))
+        half = entry.get("precision") == "fp16" and entry.get("contract") in OF_HALF and entry.get("role") == "certifying-fp16"
+        if not half or not isinstance(entry.get("unrounded", []), list):
+            raise Stop(2, f"manifest.json: further_certifying[{i}] is of no form that this script knows; copy the device/ folder again")
+    return found
+
+
+def read_one(folder: str, entry: Any, place: str) -> dict[str, Any]:
+    """Returns the entry of a certifying file, every field of it checked, and its files compared with their hashes."""
 
     def check(good: bool, field: str, wanted: str) -> None:
         if not good:
-            raise Stop(2, f"manifest.json: certifying{field} is not {wanted}; copy the device/ folder again, or export it again")
+            raise Stop(2, f"manifest.json: {place}{field} is not {wanted}; copy the device/ folder again, or export it again")
 
     check(isinstance(entry, dict), "", "a table")
     assert isinstance(entry, dict)
@@ -73,11 +96,14 @@ def audit_certifying(entry: dict[str, Any], results: list[tuple[list[float], int
 
 
 def certify_tensorrt(tool: Trtexec, job: DeviceJob, entry: dict[str, Any]) -> dict[str, Any]:
-    """Builds an engine of the certifying file, reads its layers back, audits and times it."""
+    """Builds an engine of a certifying file, reads its layers back, audits and times it; Stop where types are not obeyed."""
+    contract = entry.get("contract") or "fp32"
+    if contract in OF_HALF and tool.version[0] < 10:
+        raise Stop(1, "{} needs the strong typing of TensorRT 10 or newer: before, its bounds could be in float16".format(entry["file"]))
     timing, folder, out, limit = job.timing, job.folder, job.out, job.limit
     engine = os.path.join(out, os.path.splitext(entry["file"])[0] + ".engine")
     shape = "{}:{}".format(entry["input"], "x".join(str(n) for n in [1] + entry["input_shape"]))
-    model = dict(entry, precision="fp32")
+    model = dict(entry, precision=entry.get("precision", "fp32"))
     with tempfile.TemporaryDirectory(dir=out, prefix=".vsparse-") as scratch:
         layer_file, times, radius, output = (os.path.join(scratch, n) for n in ("l.json", "t.json", "e.bin", "o.json"))
         cache = os.path.join(out, "timing-{}.cache".format(".".join(str(n) for n in tool.version)))
@@ -86,7 +112,10 @@ def certify_tensorrt(tool: Trtexec, job: DeviceJob, entry: dict[str, Any]) -> di
         tool.run(build, "build an engine from " + entry["file"], limit)
         if not os.path.isfile(layer_file):
             tool.run(tool.info_options(engine, layer_file, shape), "read the layers of the engine back", limit)
-        faults = layer_faults(parse_layers(read_all(layer_file)), "fp32", ())
+        layers = parse_layers(read_all(layer_file))
+        faults = (
+            certifying_faults(layers, contract, entry.get("unrounded", ())) if contract in OF_HALF else layer_faults(layers, "fp32", ())
+        )
         results = []
         for probe in entry["probes"]:
             with open(radius, "wb") as stream:
@@ -107,7 +136,7 @@ def certify_tensorrt(tool: Trtexec, job: DeviceJob, entry: dict[str, Any]) -> di
         "engine_file": os.path.basename(engine),
         "engine_sha256": sha256(engine),
         "gates": [
-            gate("arithmetic", not faults, "; ".join(faults[:5]) or "every layer shows fp32 without Winograd, FFT or TF32"),
+            gate("arithmetic", not faults, "; ".join(faults[:5]) or ARITHMETIC[contract]),
             audited(entry, results, 1e-5),  # trtexec prints six significant digits
         ],
         "latency": latency_in_blocks([samples]),

@@ -55,6 +55,9 @@ GENERATED = re.compile(r"myelin|kgen|foreign|(?<![a-z])myl|(?<![a-z])mye\d")
 GENERATED_NAME = re.compile(r"^__myl_((?:[A-Z][a-z]+)+?)_0x[0-9a-f]+$")
 VALUE_BY_VALUE = re.compile(r"(?:Add|Sub|Mul|Div|Neg|Abs|Max|Min|Relu?|Cast?|Move?|Resh?|Tran?|Slic?|Repl?|Conc|Roun?)$")
 
+# What the names of nodes and tensors of a certifying file begin with that are not the network's.
+CERTIFYING_PREFIX = "certify."
+
 # (products, accumulator, scaling) that a contract allows a sum of products.
 HALF_SUMS = {("f16", "f32", "f32")}
 ALLOWED = {
@@ -106,6 +109,38 @@ def layer_faults(layers: list[Any], contract: str = "fp32", unrounded: Sequence[
     return (
         faults + (split_faults(layers) if contract == "fp16" else []) + [one for name in unrounded for one in rounded_faults(layers, name)]
     )
+
+
+def certifying_faults(layers: list[Any], contract: str, unrounded: Sequence[str] = ()) -> list[str]:
+    """Returns why layers do not show a network under a contract of half precision with, beside it, bounds in fp32.
+
+    What certifies is known by the names of its nodes and tensors (docs/numerics.md, section 15.8). A layer that computes both is a fault,
+    as no one format is its own.
+    """
+    own: list[Any] = []
+    others: list[Any] = []
+    faults = []
+    for layer in layers:
+        names = onnx_nodes(layer) if isinstance(layer, dict) else []
+        certifies = [CERTIFYING_PREFIX in name for name in names]
+        if any(certifies) and not all(certifies):
+            faults.append('layer "{}" computes what certifies together with the network'.format(str(layer.get("Name", "?"))[:120]))
+        (own if any(certifies) else others).append(layer)
+    if layers and not own:
+        faults.append("no layer is named after what certifies, so its arithmetic cannot be read back")
+    of_network = layer_faults(others, contract)
+    ends = [one for name in unrounded for one in rounded_faults(layers, name)]
+    return faults + of_network + ends + (layer_faults(own, "fp32") if own else [])
+
+
+def onnx_nodes(layer: dict[str, Any]) -> list[str]:
+    """Returns the names of the ONNX nodes that a layer computes; where it names none, the parts of its own, or else of its results."""
+    found = re.findall(r"\[ONNX Layer: ([^\]]*)\]", str(layer.get("Metadata", "")))
+    if found:
+        return found
+    parts = str(layer.get("Name", "")).split(" + ")
+    made = [str(one.get("Name", "")) for one in layer.get("Outputs") or [] if isinstance(one, dict)]
+    return parts if any(CERTIFYING_PREFIX in part for part in parts) else made
 
 
 def rounded_faults(layers: list[Any], end: str) -> list[str]:

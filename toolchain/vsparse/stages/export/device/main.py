@@ -51,7 +51,7 @@ class Run:
         self.folder, self.out, self.given = folder, out, given
         self.manifest = read_manifest(folder)
         check_files(folder, self.manifest)
-        self.certifying = read_certifying(folder, self.manifest) if given.certify or self.manifest.get("certifying") else None
+        self.certifying = read_certifying(folder, self.manifest, given.certify)[: 1 if given.certify else None]
         asked = {"runs": given.runs, "seconds": given.seconds, "threads": given.threads, "batch": given.batch, "warmup_runs": given.warmup}
         self.timing, self.target = timing_of(self.manifest, asked), self.manifest["target"]
         self.device = describe_device(given.root)
@@ -90,7 +90,7 @@ class Run:
         """Adds an entry: among `models` where it is a model in the target's own runtime, and else among `further`."""
         is_onnx, certifies = "files" not in model, "epsilon" in model
         own = is_onnx and runtime == self.target["runtime"]
-        head = {"role": "certifying" if certifies else model["role"]}
+        head = {"role": model.get("role", "certifying") if certifies else model["role"]}
         head.update(
             {key: model[key] for key in ("file", "precision", "input", "input_shape", "contract", "certificate_sha256") if model.get(key)}
         )
@@ -115,10 +115,10 @@ class Run:
                 failed(entry, stop)
             self.write()
         time_tensorrt(tool, job, engines, meter, watch, self.write)
-        if self.certifying is not None and own:
-            entry = self.entry(self.certifying, "tensorrt", version)
+        for one in self.certifying if own else []:
+            entry = self.entry(one, "tensorrt", version)
             try:
-                entry.update(certify_tensorrt(tool, job, self.certifying))
+                entry.update(certify_tensorrt(tool, job, one))
             except Stop as stop:
                 failed(entry, stop)
 
@@ -128,8 +128,8 @@ class Run:
 
     def group(self, job: DeviceJob, group: Group, runtimes: dict[str, Any], meter: Any, watch: Watch) -> None:
         fault = onnxruntime_fault(runtimes)
-        for model in self.manifest["models"] + ([self.certifying] if self.certifying else []):
-            if not self.wants("onnxruntime") or (self.given.certify and model not in (self.certifying, self.manifest["models"][0])):
+        for model in self.manifest["models"] + self.certifying:
+            if not self.wants("onnxruntime") or (self.given.certify and model not in [*self.certifying, self.manifest["models"][0]]):
                 continue
             if fault is not None:
                 self.skip(model.get("role", "certifying"), "onnxruntime", str(fault))
@@ -159,8 +159,8 @@ class Run:
                 self.try_form(group, model, "tensorrt", version, group.tensorrt)
             else:
                 self.skip(model["role"], "tensorrt", f"an engine's layers cannot show the contract {contract}")
-        if self.certifying is not None:
-            self.skip("certifying", "tensorrt", "the file that certifies its own input needs trtexec")
+        for one in self.certifying:
+            self.skip(one.get("role", "certifying"), "tensorrt", "the file that certifies its own input needs trtexec")
 
     def measure(self) -> None:
         """Does everything; at its end raises Stop where the target's runtime is missing, or a model does not run in it."""
