@@ -37,6 +37,7 @@ def test_a_build_is_confirmed_and_every_certificate_described(tiny_artifact: Pat
     for part in ("model/model.fp32.onnx", "linf epsilon 0.0", "contract fp32", f"{report['samples']} samples", "certified accuracy"):
         assert part in line
     assert "left to the reader" in found.sentence.splitlines()[-1]
+    assert "what the classes are called" in found.sentence.splitlines()[-1]
     alone = check(tiny_artifact)
     assert alone.passed
     assert "model/model.c" in alone.left

@@ -174,7 +174,7 @@ def left_to_the_reader(files: set[str], records: Sequence[CertificateRecord], wr
 
     `written`: whether the files that the toolchain writes were compared.
     """
-    left = ["attacked accuracy, which a better attack lowers"]
+    left = ["attacked accuracy, which a better attack lowers", "what the classes are called"]
     if any(record.delta for record in records):
         left = ["targets, and samples that an attack did not break"]
     if not all(record.same_data for record in records):
