@@ -121,3 +121,16 @@ def test_plain_balls_are_boxes_and_nothing_else_is() -> None:
     assert not PerturbationSet(epsilon="0.1", contrast="0.1").is_box
     assert PerturbationSet(epsilon="0.1").rounding == 0.0
     assert PerturbationSet(epsilon="0.1", brightness="0.1", clip=(-3.0, 2.0)).rounding == 3 * 2.0**-24
+
+
+def test_a_radius_beyond_the_data_range_is_refused() -> None:
+    """8 where 8/255 was meant; the whole range itself, other norms and radii of features are questions."""
+    with pytest.raises(InputError, match=r"property.epsilon = 8 is more than 1, the width of the data range.*8/255"):
+        PerturbationSet(epsilon="8").require_within_range("property.epsilon")
+    for asked in (
+        {"epsilon": "1"},
+        {"epsilon": "8", "norm": "l2"},
+        {"epsilon": "8", "scales": ("1/16",)},
+        {"epsilon": "2", "clip": (-1.0, 1.0)},
+    ):
+        PerturbationSet(**asked).require_within_range()

@@ -36,11 +36,12 @@ def clean(graph: Graph, split: Dataset) -> float:
     return float(np.mean(np.concatenate(right) == split.labels))
 
 
-def certified(model: Path, recipe: Recipe, split: Dataset, samples: int, state: Path) -> dict[str, Any]:
+def certified(model: Path, recipe: Recipe, split: Dataset, samples: int, state: Path, name: str = "") -> dict[str, Any]:
     """Returns verdicts under the fp32 contract, branch and bound included, and the share that interval bounds alone certify.
 
     Finished batches are kept in `state`, so that an interrupted run goes on; its time is then that of all batches by the clock. Where
-    samples come in tracks, also how many of each track were certified, out of how many.
+    samples come in tracks, also how many of each track were certified, out of how many. `name` is the file as a certificate calls it
+    (default: its own), and has to be that of the batches.
     """
     began = time.process_time()
     resumed = state.is_dir() and any(state.iterdir())
@@ -54,7 +55,7 @@ def certified(model: Path, recipe: Recipe, split: Dataset, samples: int, state: 
         samples=samples,
         state_directory=state,
         data_name=recipe.data.name,
-        file=model.name,
+        file=name or model.name,
     )
     claims = certificate.claims
     spent = sum(claim.time_ms for claim in claims) / 1000 if resumed else time.process_time() - began

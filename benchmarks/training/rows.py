@@ -50,6 +50,7 @@ OURS_IN_12_MINUTES = 30
 METHODS_SAMPLES = 2000
 # Epochs of the rows of `methods`, all phases together, and of `objectives`: 37 trainings in the hours that there are.
 COMPARED_EPOCHS = 16
+CIFAR, CIFAR_EPOCHS, CIFAR_SAMPLES = "cifar10-small", 24, 300
 # Of best-gtsrb: how much brighter or darker all pixels of an image may be.
 BRIGHTNESS = "1/255"
 
@@ -366,6 +367,15 @@ def gtsrb() -> list[Row]:
     ]
 
 
+def cifar() -> list[Row]:
+    """CIFAR-10 on two cores: half the epochs of the recipe, dense and sparse, and the first test samples."""
+    settings = (f"train.epochs={CIFAR_EPOCHS}",)
+    return [
+        Row("dense", CIFAR, (*settings, "train.sparsity=0"), samples=CIFAR_SAMPLES, method="dense"),
+        Row("element-90", CIFAR, (*settings, "train.sparsity=0.9"), samples=CIFAR_SAMPLES, sparsity=0.9, method="ours"),
+    ]
+
+
 DECLARED: dict[str, list[Row]] = {
     "lottery": lottery(),
     "hydra": hydra(),
@@ -377,6 +387,7 @@ DECLARED: dict[str, list[Row]] = {
     "objectives": objectives(),
     "time": time(),
     "gtsrb": gtsrb(),
+    "cifar": cifar(),
 }
 TABLES = {table: [row for row in rows if row.recipe in shipped_names("models")] for table, rows in DECLARED.items()}
 # A quick try of the harness, in no table: every kind of row on the digits, or cut short.

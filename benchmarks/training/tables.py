@@ -29,6 +29,8 @@ from results import (
 )
 from rows import DECLARED, EQUAL_COMPUTE, METHODS, METHODS_DENSITIES, METHODS_SAMPLES, SHORT_SPARSE, SMALL_DENSE, percent
 
+from vsparse.proportion import clopper_pearson
+
 HERE = Path(__file__).resolve().parent
 README = HERE / "README.md"
 Cells = Sequence[str]
@@ -296,6 +298,18 @@ def gtsrb() -> str:
     return markdown(["network", *FIGURES[:2], "95 % over tracks", "tracks", *FIGURES[2:]], cells)
 
 
+def cifar() -> str:
+    cells = []
+    for row in DECLARED["cifar"]:
+        results = read("cifar", row)
+        ends = NOT_RUN
+        if results:
+            low, high = clopper_pearson(round(results[0]["certified"] * results[0]["samples"]), results[0]["samples"])
+            ends = f"{100 * low:.1f} … {100 * high:.1f}"
+        cells.append([row.name, *figures(results)[:2], ends, number(results, "samples"), *figures(results)[2:]])
+    return markdown(["network", *FIGURES[:2], "95 % of all images", "samples", *FIGURES[2:]], cells)
+
+
 def cost() -> str:
     cells = []
     total = 0.0
@@ -323,6 +337,7 @@ MAKERS: dict[str, Callable[[], str]] = {
     "objectives": objectives,
     "time": time,
     "gtsrb": gtsrb,
+    "cifar": cifar,
     "cost": cost,
 }
 

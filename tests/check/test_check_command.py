@@ -127,3 +127,11 @@ def test_a_narrow_data_range_is_said() -> None:
     record = CertificateRecord("certificate", model="model/model.fp32.onnx", norm="linf", epsilon="0.3")
     assert region_of(record) == "linf epsilon 0.3"
     assert region_of(record._replace(clip=(0.0, 0.5))) == "linf epsilon 0.3, inputs from 0 to 0.5 alone"
+
+
+def test_how_large_the_factors_of_features_are_is_said() -> None:
+    """Tiny ones make nothing of a large epsilon."""
+    record = CertificateRecord("certificate", model="model/model.fp32.onnx", norm="linf", epsilon="9", scales=("1e-24", "0", "1/16"))
+    assert region_of(record) == "linf epsilon 9 times factors of 1e-24 to 1/16 stated for each of 3 inputs (1 may not change)"
+    same = record._replace(scales=("1/16", "0.0625"))
+    assert region_of(same) == "linf epsilon 9 times a factor of 1/16 stated for each of 2 inputs"

@@ -14,7 +14,7 @@ from bombs import BOMBS, measure, small
 from forgeries import FORGERIES, WRITTEN, each, forged, load, rewritten, sign, strip
 
 from vsparse.errors import InputError
-from vsparse.recheck import recheck, samples_of
+from vsparse.recheck import recheck, samples_of, splits_of
 from vsparse_check import SampleData, check
 from vsparse_check.__main__ import run
 
@@ -37,6 +37,7 @@ def test_a_build_is_confirmed_and_every_certificate_described(tiny_artifact: Pat
     for part in ("model/model.fp32.onnx", "linf epsilon 0.0", "contract fp32", f"{report['samples']} samples", "certified accuracy"):
         assert part in line
     assert "left to the reader" in found.sentence.splitlines()[-1]
+    assert "what the classes are called" in found.sentence.splitlines()[-1]
     alone = check(tiny_artifact)
     assert alone.passed
     assert "model/model.c" in alone.left
@@ -70,7 +71,7 @@ def test_source_of_another_version_cannot_be_checked(tiny_artifact: Path, tmp_pa
 
 
 def test_other_data_is_refuted_and_the_same_confirmed(tiny_artifact: Path, tmp_path: Path, capsys) -> None:
-    data = samples_of(tiny_artifact, "digits")
+    data = samples_of(splits_of(tiny_artifact, "digits"))
     np.savez(tmp_path / "data.npz", inputs=data.inputs, labels=data.labels)
     assert run([str(tiny_artifact), "--data", str(tmp_path / "data.npz")]) == 0
     assert "samples of the data given" in capsys.readouterr().out
@@ -173,4 +174,4 @@ def test_a_reader_that_goes_away_leaves_no_traceback(tiny_artifact: Path) -> Non
 def test_bundled_data_are_taken_by_name_alone(tiny_artifact: Path, tmp_path: Path) -> None:
     """A folder of anything else beside `--data` is not said to hold the samples."""
     with pytest.raises(InputError, match="digits, which the artifact is about, is bundled and read from no file; give its name"):
-        samples_of(tiny_artifact, str(tmp_path))
+        splits_of(tiny_artifact, str(tmp_path))

@@ -70,6 +70,52 @@ def test_variables_of_any_number_type(tmp_path: Path, order: str, dtype: str, co
     assert np.array_equal(found, value)
 
 
+CASTS = {
+    "NaN as uint8": (9, 9, np.array([[1.0, np.nan]]), "holds nan"),
+    "fraction as uint8": (9, 9, np.array([[1.0, 2.5]]), "holds 2.5"),
+    "beyond uint8": (9, 9, np.array([[1.0, 256.0]]), "holds 256.0"),
+    "below uint8": (1, 9, np.array([[1, -1]], "i1"), "holds -1"),
+    "beyond int8": (2, 8, np.array([[1, 128]], "u1"), "holds 128"),
+    "beyond int64": (9, 14, np.array([[1.0, 2.0**63]]), "holds 9.2"),
+    "infinity as int64": (9, 14, np.array([[1.0, -np.inf]]), "holds -inf"),
+    "beyond single": (9, 7, np.array([[1.0, 1e300]]), r"holds 1e\+300"),
+    "rounded to single": (9, 7, np.array([[1.0, 0.1]]), "holds 0.1"),
+    "rounded to double": (12, 6, np.array([[1, 2**53 + 1]], "i8"), "holds 9007199254740993"),
+    "rounded up beyond int64": (12, 6, np.array([[1, 2**63 - 1]], "i8"), "holds 9223372036854775807"),
+}
+
+
+@pytest.mark.parametrize(("kind", "number", "value", "told"), CASTS.values(), ids=CASTS.keys())
+def test_a_number_that_its_class_does_not_have_is_refused(tmp_path: Path, kind: int, number: int, value: NDArray, told: str) -> None:
+    """A cast would make another number of it without a word."""
+    path = tmp_path / "a.mat"
+    path.write_bytes(stored(kind, number, value))
+    with pytest.raises(InputError, match=f"a.mat: a is of class .*{told}"):
+        read_variables(path, ("a",))
+
+
+def test_numbers_that_their_class_has_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "a.mat"
+    for kind, number, value in (
+        (9, 9, np.array([[0.0, 255.0]])),
+        (9, 14, np.array([[-(2.0**63), 5.0]])),
+        (9, 7, np.array([[np.nan, np.inf]])),
+        (12, 6, np.array([[2**60, -(2**63)]])),
+        (2, 6, np.array([[0, 255]], "u1")),
+    ):
+        path.write_bytes(stored(kind, number, value))
+        found = read_variables(path, ("a",))["a"]
+        assert np.array_equal(found, value, equal_nan=value.dtype.kind == "f"), (kind, number)
+
+
+def stored(kind: int, number: int, value: NDArray) -> bytes:
+    """A MAT-file of one variable `a` [1, n] of class `number`, whose numbers are stored as elements of type `kind`."""
+    data = value.tobytes()
+    inner = struct.pack("<IIII", 6, 8, number, 0) + struct.pack("<IIii", 5, 8, *value.shape) + struct.pack("<HHcxxx", 1, 1, b"a")
+    inner += struct.pack("<II", kind, len(data)) + data + bytes(-len(data) % 8)
+    return header(struct.pack("<II", 14, len(inner)) + inner)
+
+
 def big_endian(value: NDArray, compressed: bool) -> bytes:
     """A MAT-file of one variable `a`, written from the format's description."""
     kinds = {"u1": (2, 9), "i2": (3, 10), "i4": (5, 12), "f4": (7, 7), "f8": (9, 6), "u8": (13, 15)}

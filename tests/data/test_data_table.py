@@ -100,6 +100,10 @@ def test_scales_count_standard_deviations_and_own_units() -> None:
             with_features(recipe(**asked), splits)
     with pytest.raises(InputError, match="is none; leave it out"):
         with_features(recipe(features={"age": "1"}), Splits(one, one, one, "own", ""))
+    for key, wrong in (("property", {"epsilon": "8"}), ("train", {"epsilon": "8"})):
+        asked = Recipe.model_validate({"name": "own", "property": {"epsilon": "0.1"}, key: wrong})
+        with pytest.raises(InputError, match=rf"{key}\.epsilon = 8 is more than 1, the width of the data range"):
+            with_features(asked, Splits(one, one, one, "own", ""))
 
 
 BAD: list[tuple[list[Any], str, dict[str, Any], str]] = [

@@ -312,3 +312,22 @@ def test_a_signal_in_a_stated_range_is_to_be_normalised_first() -> None:
     normalised = [*stated, "data.mean=[0.5]", "data.std=[0.1]"]
     assert way not in ways_out(load_recipe("digits", normalised), None, 400)
     assert way not in ways_out(load_recipe("digits"), None, 400)
+
+
+@pytest.mark.parametrize(
+    ("given", "of_numbers", "of_classes"),
+    [
+        (
+            ["train.start=net.onnx", "train.epochs=0", "train.sparsity=0"],
+            "its answer is in the unit of the target",
+            "classes are in its order",
+        ),
+        ([], "samples and targets belong together", "images and labels belong together"),
+    ],
+)
+def test_advice_for_a_number_to_predict_speaks_of_no_classes(given: list[str], of_numbers: str, of_classes: str) -> None:
+    told = [ways_out(load_recipe(name, given), None, 400_000) for name in ("regression", "digits")]
+    assert of_numbers in told[0]
+    assert "class" not in told[0]
+    assert "image" not in told[0]
+    assert of_classes in told[1]

@@ -17,6 +17,7 @@ from tiny_build import TINY
 from vsparse import cli
 from vsparse.data import load
 from vsparse.pipeline.build import build
+from vsparse.prediction import predict
 from vsparse.recheck import recheck
 from vsparse.recipe import Data
 
@@ -67,6 +68,7 @@ def test_a_table_with_a_number_is_built_certified_and_checked(folder: Path, tmp_
     assert found.confirmed > 0
     assert (tmp_path / "out" / "model" / "model_columns.h").is_file()
     _attack(tmp_path / "out", folder)
+    _predicts(tmp_path / "out", folder, tmp_path)
 
 
 def _attack(out: Path, folder: Path) -> None:
@@ -89,6 +91,42 @@ def _attack(out: Path, folder: Path) -> None:
         steps = np.linspace(-1, 1, 41)[:, None] * radii * (1 - 1e-6)
         moved = answer((x[number] + steps).clip(0, 1)) - answer(x[number : number + 1])
         assert np.abs(moved).max() <= float(Fraction(about["delta"]))
+
+
+def _predicts(out: Path, folder: Path, scratch: Path) -> None:
+    """Predicts test rows: as the certificate says of them, and no point within a radius or region is beyond the bound that is printed."""
+    spec = Data.model_validate({"name": "own", "path": "own.csv", "target": "price", "kind": "regression"})
+    x = load(spec, folder, 0).test.inputs()[:6]
+    np.savez(scratch / "rows.npz", x=x)
+    certificate = json.loads((out / "certificate" / "certificate.json").read_text())
+    claims = {claim["id"]: claim for claim in certificate["claims"]}
+    about, delta = certificate["property"], Fraction(certificate["property"]["delta"])
+    session = onnxruntime.InferenceSession(out / "model" / "model.fp32.onnx")
+
+    def answer(points: np.ndarray) -> np.ndarray:
+        given = points.clip(0, 1).astype(np.float32)
+        return np.concatenate([session.run(None, {session.get_inputs()[0].name: one[None]})[0].ravel() for one in given])
+
+    for epsilon in (about["epsilon"], "1"):
+        found = predict(out, [scratch / "rows.npz"], epsilon=epsilon)
+        assert found.property.delta == delta
+        for number, one in enumerate(found.predictions):
+            assert one.value == answer(x[number : number + 1])[0]
+            assert one.radius is not None
+            assert one.radius > 0
+            for radius, most in ((one.radius, delta), (float(Fraction(epsilon)), Fraction(one.change_upper))):
+                scales = np.array([float(Fraction(scale)) for scale in about["scales"]]).reshape(x[number].shape)
+                steps = np.linspace(-1, 1, 21).reshape(-1, *(1,) * x[number].ndim) * scales * radius * (1 - 1e-6)
+                moved = [abs(Fraction(float(value)) - Fraction(one.value)) for value in answer(x[number] + steps)]
+                assert max(moved) <= most
+            assert one.certified is (Fraction(one.change_upper) < delta)
+            if epsilon == about["epsilon"] and claims[number]["verdict"] == "certified":
+                assert one.certified
+                assert one.radius >= float(Fraction(epsilon)) - 1e-4
+    stated = json.loads((Path(__file__).parents[2] / "docs" / "schemas" / "predict.schema.json").read_text())
+    assert [set(one) for one in found.as_dict()["predictions"]] == [set(stated["properties"]["predictions"]["items"]["properties"])] * 6
+    assert cli.run(["predict", str(out), str(scratch / "rows.npz")]) == 0
+    assert "change at most" in found._repr_html_()
 
 
 def test_a_network_of_ones_own_is_certified_on_a_table(folder: Path, tmp_path: Path) -> None:

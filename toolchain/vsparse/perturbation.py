@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import PlainSerializer, PlainValidator, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from vsparse.errors import InputError
 from vsparse.schema import Section, parse_fraction, validate
 
 # Of the radii of single features: how many are stated, and how much larger than epsilon one may be.
@@ -141,6 +142,18 @@ class PerturbationSet(Section):
         if self.scales:
             return self.epsilon * max(self.scales)
         return self.epsilon + self.brightness + self.contrast / 2
+
+    def require_within_range(self, key: str = "epsilon") -> None:
+        """Raises InputError, naming the key, for an l∞ radius above the width of the data range: the whole range is within a smaller one.
+
+        Nothing but a constant answer could be certified then, and 8 is written where 8/255 is meant. Radii of features are another matter.
+        """
+        width = Fraction(self.clip[1]) - Fraction(self.clip[0])
+        if self.norm == "linf" and not self.scales and self.epsilon > width:
+            raise InputError(
+                f"{key} = {self.epsilon} is more than {float(width):g}, the width of the data range, so that any input may become any "
+                "other; inputs are scaled to [0, 1]: write 8/255 where 8 of 255 steps are meant"
+            )
 
     def with_epsilon(self, epsilon: str | Fraction) -> PerturbationSet:
         """Returns the same set with another radius."""

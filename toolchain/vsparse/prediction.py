@@ -1,10 +1,11 @@
-"""What a network says of images that are in no dataset: the class of each, and the largest radius at which that class is proved to stay."""
+"""What a network says of inputs that are in no dataset: the class or number, and the largest radius at which it is proved to stay."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from math import prod
+from fractions import Fraction
+from math import inf, nextafter, prod
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from vsparse.stages.export import check_runtime_graph
 from vsparse.stages.verify.cascade import Cascade, Question
 from vsparse.stages.verify.certify import asked_about, require_contract
 from vsparse.stages.verify.deployed import predictions, read_model
+from vsparse.stages.verify.regression import RegressionCascade, finite
 
 MAX_IMAGE_BYTES, MAX_ARRAY_BYTES = 64 * 2**20, 2**28
 MAX_INPUTS = 10_000
@@ -50,6 +52,9 @@ class Prediction:
     `label` is the class that the network answers, -1 where a logit is not finite, and `name` what the artifact calls it. `margin_lower` is
     the proved lower bound of its logit less the largest other one over the region, None where nothing is proved, and `certified` whether
     it is above 0. `radius` is the largest one, in steps of 0.0001, that was proved to leave the class as it is; None where not even 0 is.
+    Of regression `label` is 0 (-1: the answer is not finite), `value` the answer and `name` its text, `change_upper` a proved upper bound
+    of how far any execution in the region is from any of the input, `certified` whether delta is not exceeded, `margin_lower` a proved
+    lower bound of delta less that change, and `radius` the largest one that was proved to keep the change within delta.
     """
 
     source: str
@@ -58,6 +63,8 @@ class Prediction:
     certified: bool
     margin_lower: float | None
     radius: float | None
+    value: float | None = None
+    change_upper: float | None = None
 
 
 @dataclass(frozen=True)
@@ -71,8 +78,12 @@ class Predictions:
     remarks: tuple[str, ...] = ()
 
     def _repr_html_(self) -> str:
-        head = ("input", "class", "certified", "radius", "proved margin")
-        rows = [(one.source, one.name, one.certified, one.radius, one.margin_lower) for one in self.predictions]
+        kind, bound = ("answer", "change at most") if self.property.regression else ("class", "proved margin")
+        head = ("input", kind, "certified", "radius", bound)
+        rows = [
+            (one.source, one.name, one.certified, one.radius, one.change_upper if self.property.regression else one.margin_lower)
+            for one in self.predictions
+        ]
         return table(f"{self.model}: ε {self.property.epsilon}, contract {self.contract}", head, rows, "; ".join(self.remarks))
 
     def as_dict(self) -> dict[str, Any]:
@@ -81,7 +92,9 @@ class Predictions:
             "model": self.model,
             "property": self.property.model_dump(mode="json"),
             "contract": self.contract,
-            "predictions": [asdict(one) for one in self.predictions],
+            "predictions": [
+                _without(asdict(one), () if self.property.regression else ("value", "change_upper")) for one in self.predictions
+            ],
             "remarks": list(self.remarks),
         }
 
@@ -89,7 +102,7 @@ class Predictions:
 def predict(
     source: Path | str, inputs: Sequence[Path | str], *, epsilon: str | None = None, norm: str | None = None, contract: str | None = None
 ) -> Predictions:
-    """Classifies inputs, and bounds over the region around each whether the class can change (docs/properties.md).
+    """Predicts a class or number for inputs, and bounds over the region around each how it can change (docs/properties.md).
 
     `source` is an artifact, whose property and contract are taken where they are not given, or an ONNX classifier, whose radius is 0 and
     whose contract is then the one that ONNX Runtime keeps. Each of `inputs` is an image of the network's channels and size (of any size
@@ -109,8 +122,6 @@ def predict(
         artifact.require_intact(source)
         certificate = read_certificate(source / SPARSE.certificate)
         perturbation, chosen = certificate.property, contract or certificate.contract["name"]
-        if perturbation.regression:
-            raise InputError(f"artifact {source} answers with a number, and predict is about classes; run model/model.fp32.onnx or model.c")
         names, resize = certificate.data.classes, load_recipe(str(source / artifact.RECIPE)).data.resize
         if certificate.void:
             raise GateError(f"the certificate of {source} is void: {certificate.void}; nothing is proved with its contract, build it again")
@@ -121,16 +132,17 @@ def predict(
         features = read_if_there(FeatureList, source / FEATURES)
     if epsilon is not None or norm is not None:
         kept = {"clip": perturbation.clip, "brightness": perturbation.brightness, "contrast": perturbation.contrast}
-        kept["scales"] = perturbation.scales
+        kept |= {"scales": perturbation.scales, "delta": perturbation.delta}
         perturbation = PerturbationSet.parse(
             "the property asked for",
             norm=perturbation.norm if norm is None else norm,
             epsilon=perturbation.epsilon if epsilon is None else epsilon,
             **kept,
         )
+        perturbation.require_within_range()
     from_onnx(path)  # a damaged file, or an operator without bounds, is named before anything is executed
     check_runtime_graph(path)
-    model = read_model(path)
+    model = read_model(path, regression=perturbation.regression)
     rounding = contract_named(chosen or model.executes)
     require_contract(model, rounding, f"model {path}")
     remarks = Remarks()
@@ -138,22 +150,35 @@ def predict(
     doubts += told
     asked = asked_about(x, perturbation)
     check_reading(model.data, model.reading, where=f"model {path}", asked=asked, optimised=not rounding.exact)
-    cascade = Cascade(model, Question(perturbation, rounding, METHODS, 0, 1, 1, 0))
-    labels = predictions(np.concatenate([cascade.runtime.logits(one[None]) for one in x]))
-    found = []
-    for i, label in enumerate(labels.tolist()):
-        margin = None if label < 0 else _margin(cascade, x[i : i + 1], label)
-        found.append(
-            Prediction(
-                sources[i],
-                label,
-                names[label] if 0 <= label < len(names) else str(label),
-                margin is not None and margin > 0,
-                margin,
-                None if label < 0 else _radius(cascade, x[i : i + 1], label),
-            )
-        )
+    kind = RegressionCascade if perturbation.regression else Cascade
+    cascade = kind(model, Question(perturbation, rounding, METHODS, 0, 1, 1, 0))
+    outputs = np.concatenate([cascade.runtime.logits(one[None]) for one in x])
+    found = [_prediction(cascade, x[i : i + 1], outputs[i : i + 1], sources[i], names) for i in range(len(x))]
     return Predictions(str(path), perturbation, rounding.name, tuple(found), (*doubts, *remarks.sentences(len(x))))
+
+
+def _without(content: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    return {key: value for key, value in content.items() if key not in keys}
+
+
+def _prediction(cascade: Cascade, x: NDArray[np.float32], output: NDArray[np.float32], source: str, names: tuple[str, ...]) -> Prediction:
+    """Returns what is proved about one input [1, *shape], whose outputs are [1, outputs]."""
+    perturbation = cascade.question.perturbation
+    label = int(predictions(output)[0])  # of one output: the first, or -1 where it is not finite
+    margin = None if label < 0 else _margin(cascade, x, label)
+    radius = None if label < 0 else _radius(cascade, x, label)
+    certified = margin is not None and margin > 0
+    if not perturbation.regression:
+        return Prediction(source, label, names[label] if 0 <= label < len(names) else str(label), certified, margin, radius)
+    value = finite(output[0, 0])
+    change = None if margin is None else _above(Fraction(perturbation.delta) - Fraction(margin))
+    return Prediction(source, label, "" if value is None else f"{value:.6g}", certified, margin, radius, value, change)
+
+
+def _above(exact: Fraction) -> float:
+    """Returns a double that is not below an exact number."""
+    near = float(exact)
+    return near if Fraction(near) >= exact else nextafter(near, inf)
 
 
 def _margin(cascade: Cascade, x: NDArray[np.float32], label: int) -> float | None:

@@ -165,6 +165,7 @@ def verify(
     from vsparse.stages.verify.scaling import other_scaling
 
     require_openable(cluster)
+    perturbation.require_within_range()
     if mean or std:
         asked = {"data": data, "perturbation": perturbation, "samples": samples, "contract": contract, "out": out, "seed": seed}
         asked |= {"jobs": jobs, "settings": settings, "vnnlib": vnnlib, "cluster": cluster, "device": device, "reporter": reporter}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vsparse_check.certificate import exact
 from vsparse_check.features import FEATURES
 from vsparse_check.live import LIVE, ReplayedVerdicts
 from vsparse_check.records import ABSENT, CONFIRMED, REFUTED, CertificateRecord
@@ -107,8 +108,9 @@ def region_of(record: CertificateRecord) -> str:
         if is_positive(value)
     ]
     if record.scales:
-        fixed = sum(not is_positive(scale) for scale in record.scales)
-        text += f" times a factor stated for each of {len(record.scales)} inputs"
+        moving = [scale for scale in record.scales if is_positive(scale)]
+        fixed = len(record.scales) - len(moving)
+        text += f" times {_between(moving)} stated for each of {len(record.scales)} inputs"
         text += f" ({fixed} may not change)" if fixed else ""
     if record.delta:
         further.append(f", the answer changes by at most {record.delta}")
@@ -117,6 +119,12 @@ def region_of(record: CertificateRecord) -> str:
     low, high = record.clip
     within = f", inputs from {low:g} to {high:g} alone"
     return text + "".join(further) + ("" if record.clip == (0.0, 1.0) else within)
+
+
+def _between(factors: Sequence[str]) -> str:
+    """Returns the least and the largest of positive factors: tiny ones make a radius nothing."""
+    least, most = min(factors, key=exact), max(factors, key=exact)
+    return f"a factor of {most}" if exact(least) == exact(most) else f"factors of {least} to {most}"
 
 
 def is_positive(number: str) -> bool:
@@ -166,7 +174,7 @@ def left_to_the_reader(files: set[str], records: Sequence[CertificateRecord], wr
 
     `written`: whether the files that the toolchain writes were compared.
     """
-    left = ["attacked accuracy, which a better attack lowers"]
+    left = ["attacked accuracy, which a better attack lowers", "what the classes are called"]
     if any(record.delta for record in records):
         left = ["targets, and samples that an attack did not break"]
     if not all(record.same_data for record in records):

@@ -1,4 +1,4 @@
-"""`vsparse predict`: the class of images, and how much they may change before another one is possible."""
+"""`vsparse predict`: the class or number of inputs, and how much they may change before another one is possible."""
 
 from __future__ import annotations
 
@@ -27,23 +27,28 @@ def register(app: typer.Typer) -> None:
         contract: ContractOption = None,
         json: JsonOption = False,
     ) -> int:
-        """Classify images of one's own, with the largest radius at which each class is proved to stay, and the margin's lower bound."""
+        """Predict images or rows of one's own, with the largest radius at which each answer is proved to stay, and the bound."""
         from vsparse.prediction import predict
 
         found = predict(source, inputs, epsilon=epsilon, norm=norm, contract=contract)
         if json:
             print_json(found.as_dict())
             return 0
-        table = Table("input", "class", f"at ε = {found.property.epsilon}", "margin at least", "proved radius")
+        number = found.property.regression
+        kind, bounded = ("answer", "change at most") if number else ("class", "margin at least")
+        table = Table("input", kind, f"at ε = {found.property.epsilon}", bounded, "proved radius")
         for one in found.predictions:
+            bound = one.change_upper if number else one.margin_lower
             table.add_row(
                 escape(one.source),
                 "no finite answer" if one.label < 0 else escape(one.name),
                 "certified" if one.certified else "not certified",
-                "–" if one.margin_lower is None else f"{one.margin_lower:.4g}",
+                "–" if bound is None else f"{bound:.4g}",
                 "–" if one.radius is None else f"{one.radius:.4f}",
             )
         stdout().print(table)
+        if number:
+            stdout().print(f"certified: the answer changes by no more than δ = {found.property.delta}, for every execution", soft_wrap=True)
         stdout().print(f"asked about, under contract {found.contract}: {escape(found.property.sentence())}", soft_wrap=True)
         for remark in found.remarks:
             stdout().print(escape(remark), soft_wrap=True)

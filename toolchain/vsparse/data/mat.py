@@ -151,6 +151,33 @@ def _opened(file: IO[bytes], kind: int, count: int, order: str, source: str) -> 
     return _Elements(inflated, order, source, size)
 
 
+def _of_class(values: NDArray[Any], dtype: np.dtype[Any], what: str) -> NDArray[Any]:
+    """Returns numbers [n] as the dtype of their class; InputError where a cast would make another number of one."""
+    same = values.dtype.newbyteorder("=") == dtype
+    with np.errstate(all="ignore"):  # what a cast of such numbers gives is compared, and not used
+        cast = values.astype(dtype, copy=False)
+        kept = np.ones(values.shape, np.bool_) if same else _kept(values, cast)
+    if not kept.all():
+        wrong = values[int(np.argmin(kept))]
+        raise InputError(
+            f"{what} is of class {dtype.name}, and holds {wrong!s}, no number of that class; save it again as a class that has it"
+        )
+    return cast
+
+
+def _kept(values: NDArray[Any], cast: NDArray[Any]) -> NDArray[np.bool_]:
+    """Returns where a cast kept the number exactly; a NaN is kept by floats alone."""
+    if values.dtype.kind == "f" and cast.dtype.kind == "f":
+        return np.asarray((cast == values) | np.isnan(values))
+    whole, other = (cast.dtype, values) if values.dtype.kind == "f" else (values.dtype, cast)
+    ends = np.iinfo(whole)
+    if other.dtype.kind == "f":  # powers of two, or 0, are exact in every float; beyond them casts to integers are undefined
+        within = (other >= float(ends.min)) & (other < 2.0 ** (ends.bits - (ends.min < 0)))
+        return np.asarray(within & (cast.astype(values.dtype) == values))
+    own = np.iinfo(cast.dtype)
+    return np.asarray((values >= max(ends.min, own.min)) & (values <= min(ends.max, own.max)))
+
+
 def _variable(elements: _Elements, wanted: tuple[str, ...], found: dict[str, NDArray[Any]]) -> None:
     """Puts the variable into `found` where it is wanted."""
     source = elements.source
@@ -174,6 +201,6 @@ def _variable(elements: _Elements, wanted: tuple[str, ...], found: dict[str, NDA
     if values.size != prod(axes):
         raise InputError(f"{source}: {name} has {values.size} numbers for its shape {list(axes)}; copy the file again")
     # Numbers may be stored in a smaller type than that of their class.
-    found[name] = values.reshape(axes, order="F").astype(dtype, copy=False)
+    found[name] = _of_class(values, np.dtype(dtype), f"{source}: {name}").reshape(axes, order="F")
     if isinstance(elements.stream, _Inflated) and not elements.stream.whole():
         raise InputError(f"{source}: {name} does not end where its header says; copy the file again")

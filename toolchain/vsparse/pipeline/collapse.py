@@ -93,11 +93,12 @@ def ways_out(recipe: Recipe, history: History | None, samples: int = 0, few: boo
 
     `few`: the training is fine as far as one can see, and the validation samples are too few to see more.
     """
-    spec = recipe.train
+    spec, regression = recipe.train, recipe.data.is_regression
     if not spec.epochs:
+        answers = "its answer is in the unit of the target" if regression else "classes are in its order"
         return (
             "the network is taken as it is: check that inputs are scaled as it expects them (data.mean, data.std; samples are in [0, 1]), "
-            "that classes are in its order, and that it was trained on such data"
+            f"that {answers}, and that it was trained on such data"
         )
     if few:
         return f"raise data.validation ({recipe.data.validation:g} now; unused where the data has a validation split) or add samples"
@@ -111,7 +112,8 @@ def ways_out(recipe: Recipe, history: History | None, samples: int = 0, few: boo
     ways = [*normalised, rate, *(radius if history is None or history.objective.uses_epsilon else ())]
     if history is None or max((epoch.loss for epoch in history.epochs), default=0.0) < EXPLODED * log(2):
         # The likeliest reason is too few steps, and where there were enough, labels that have nothing to do with the images.
-        ways = [longer, *ways] if steps < LEAST_STEPS else [*ways, "check that images and labels belong together"]
+        belong = "samples and targets" if regression else "images and labels"
+        ways = [longer, *ways] if steps < LEAST_STEPS else [*ways, f"check that {belong} belong together"]
     return f"{', '.join(ways[:-1])} or {ways[-1]}"
 
 

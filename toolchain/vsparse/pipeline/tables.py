@@ -23,12 +23,16 @@ def with_features(recipe: Recipe, splits: Splits) -> Recipe:
 
     epsilon counts standard deviations of the training split: features that may change have the factor 1 / deviations, fixed ones 0, and
     those that property.features names their radius in the column's own unit. A recipe whose scales are there, that of an artifact, keeps
-    them. Other data: the same recipe. Raises InputError for a column that is unknown or categorical, and another norm than linf.
+    them. Other data: the same recipe. Raises InputError for a column that is unknown or categorical, and another norm than linf; of other
+    data for a radius beyond the data range.
     """
     features = splits.features
     if not features:
         if recipe.property.features:
             raise InputError(f'property.features is about columns of a table, and the data "{splits.name}" is none; leave it out')
+        recipe.property.perturbation.require_within_range("property.epsilon")
+        trained = recipe.property.model_copy(update={"epsilon": recipe.train.epsilon}).perturbation
+        trained.require_within_range("train.epsilon")
         return recipe
     if recipe.deploy.live:
         raise InputError("deploy.live certifies one radius for all inputs, and a table has one for each feature; leave deploy.live out")
