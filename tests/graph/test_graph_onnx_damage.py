@@ -57,7 +57,7 @@ def test_noise_is_refused() -> None:
 def test_absent_directory_and_large_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="is not there"):
         from_onnx(tmp_path / "none.onnx")
-    with pytest.raises(InputError, match="is not there"):
+    with pytest.raises(InputError, match="is a folder, and a file is wanted"):
         from_onnx(tmp_path)
     monkeypatch.setattr(onnx_file, "MAX_ONNX_BYTES", 100)
     (tmp_path / "big.onnx").write_bytes(bytes(101))
