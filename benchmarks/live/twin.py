@@ -1,13 +1,15 @@
 """The certifying ONNX file of finished builds: what it certifies against float64 intervals, what it takes beside inference, and attacks.
 
-Usage: python benchmarks/live/twin.py [ARTIFACT…] [--half] [--data DIR] [--samples N] [--rounds N] [--nets N] [--untrained] [--out FILE]
+Usage: python benchmarks/live/twin.py [ARTIFACT…] [--half | --int8] [--data DIR] [--samples N] [--rounds N] [--nets N] [--untrained]
+                                      [--out FILE]
 
 Tightness: the first N test samples of each ARTIFACT's recipe at 0.25 to 2 times its radius, `certified` (right class, margin above 0, ONNX
-Runtime with all optimisations) against `by_intervals`, the host's float64 intervals under fp32 with the last layers folded. No margin may
-exceed the host's bound. Cost: in each round the network and the certifying file run in alternation; `ratio` is the ratio of the medians.
-With `--half` all of this is about networks in float16: of an artifact its own, under the contract of its certificate, and else under fp16
-and fp16-tensorrt. `--untrained` adds the cost for architectures with random weights. `--nets` attacks that many random networks of every
-operator as the tests do, at every optimisation level. Exit code 1 where a margin is broken.
+Runtime with all optimisations) against `by_intervals`, the host's float64 intervals under the contract with the last layers folded. No
+margin may exceed the host's bound. Cost: in each round the network and the certifying file run in alternation; `ratio` is the ratio of the
+medians. With `--half` all of this is about networks in float16: of an artifact its own, under the contract of its certificate, and else
+under fp16 and fp16-tensorrt; with `--int8` about quantised ones, and else under int8 and int8-tensorrt. `--untrained` adds the cost for
+architectures with random weights. `--nets` attacks that many random networks of every operator as the tests do, at every optimisation
+level. Exit code 1 where a margin is broken.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from vsparse.recipe import Network, load_recipe
 from vsparse.stages.export.certify_onnx import certifying_model
 from vsparse.stages.export.certify_onnx.check import CertifyingSession, MarginBounds
 from vsparse.stages.export.half import half
+from vsparse.stages.export.quantise import quantise
 from vsparse.stages.profile.machine import describe_machine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,12 +46,12 @@ sys.path[:0] = [str(ROOT / "tests" / "export"), str(ROOT / "tests" / "bounds")]
 
 from graph_builder import random_net  # noqa: E402
 from random_graphs import random_graph  # noqa: E402
-from twin_attack import Tally, attack  # noqa: E402
+from twin_attack import Tally, attack, quantised_net  # noqa: E402
 
 SHARES = (Fraction(1, 4), Fraction(1, 2), Fraction(1), Fraction(3, 2), Fraction(2))
 UNTRAINED = (("mlp", (1, 28, 28), 1.0), ("cnn4", (1, 28, 28), 1.0), ("cnn4", (3, 32, 32), 1.0), ("resnet-small", (3, 32, 32), 1.0))
 AT_ONCE = 100
-HALF = ("fp16", "fp16-tensorrt")
+HALF, INT8 = ("fp16", "fp16-tensorrt"), ("int8", "int8-tensorrt")
 
 
 def tightness(artifact: Path, data: Path | None, most: int, form: str, contract: str) -> dict[str, Any]:
@@ -116,9 +119,11 @@ def cost(network: bytes, certifying: bytes, rounds: int) -> dict[str, Any]:
 
 
 def untrained(name: str, shape: tuple[int, int, int], width: float, rounds: int, contract: str) -> dict[str, Any]:
-    """Returns the cost of an architecture with random weights, in float32 or as a contract of half precision stores it."""
+    """Returns the cost of an architecture with random weights, in float32 or as a contract stores it."""
     torch.manual_seed(0)
     graph: Graph = fold_batch_norm(from_torch(make(Network(architecture=name, width=width), shape, 10).eval(), shape))
+    if contract in INT8:
+        graph = quantise(graph, np.random.default_rng(0).random((64, *shape), dtype=np.float32), contract)
     model = to_onnx(half(graph, wide_sums=contract == "fp16-tensorrt") if contract in HALF else graph)
     made = certifying_model(model, (0.0, 1.0), contract_name=contract)
     return {"macs": macs(graph), **cost(model.SerializeToString(), made.SerializeToString(), rounds)}
@@ -128,7 +133,10 @@ def attacked(nets: int, contract: str) -> dict[str, Any]:
     """Returns what an attack on random networks of every operator looked at; AssertionError where a margin is broken."""
     rng, tally, storage = np.random.default_rng(0), Tally(), "fp16" if contract in HALF else "fp32"
     for i in range(nets):
-        graph = random_graph(rng, storage, spread=float(rng.choice([1.0, 30.0]))) if i % 2 else random_net(rng, storage)
+        if contract in INT8:
+            graph = quantised_net(rng, contract)
+        else:
+            graph = random_graph(rng, storage, spread=float(rng.choice([1.0, 30.0]))) if i % 2 else random_net(rng, storage)
         attack(graph, rng, tally, rational=i % 5 == 0, contract=contract)
     return {key: sorted(value) if isinstance(value, set) else value for key, value in vars(tally).items()}
 
@@ -137,7 +145,9 @@ def main() -> int:
     """Measures what is asked for, writes it, and returns 1 where a margin is no bound."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("artifacts", nargs="*", type=Path)
-    parser.add_argument("--half", action="store_true", help="networks in float16, and the files that certify these")
+    others = parser.add_mutually_exclusive_group()
+    others.add_argument("--half", action="store_true", help="networks in float16, and the files that certify these")
+    others.add_argument("--int8", action="store_true", help="quantised networks, and the files that certify these")
     parser.add_argument("--data", type=Path, help="folder of the datasets")
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=2000)
@@ -148,13 +158,13 @@ def main() -> int:
     machine, results = describe_machine(), {"artifacts": {}, "untrained": {}}  # type: tuple[Any, dict[str, Any]]
     results["machine"] = {key: machine.get(key) for key in ("processor", "architecture", "cores")}
     results["onnxruntime"] = onnxruntime.__version__
-    good = True
+    good, further = True, given.half or given.int8
     for artifact in given.artifacts:
         recipe = load_recipe(str(artifact / "recipe.toml"))
         print(artifact.name, file=sys.stderr)
         form, contract = SPARSE.name, "fp32"
-        if given.half:
-            form = "fp16"
+        if further:
+            form = "fp16" if given.half else "int8"
             contract = read_certificate(artifact / BY_NAME[form].certificate).contract["name"]
         network = onnx.load(artifact / BY_NAME[form].model)
         made = certifying_model(network, recipe.property.perturbation.clip, contract_name=contract)
@@ -165,15 +175,15 @@ def main() -> int:
             "cost": cost(network.SerializeToString(), made.SerializeToString(), given.rounds),
         }
         good &= all(row["above_their_bound"] == 0 for row in found["tightness"]["radii"])
-        results["artifacts"][f"{recipe.name} {contract}" if given.half else recipe.name] = found
-    contracts = HALF if given.half else ("fp32",)
+        results["artifacts"][f"{recipe.name} {contract}" if further else recipe.name] = found
+    contracts = HALF if given.half else INT8 if given.int8 else ("fp32",)
     for contract in contracts if given.untrained else ():
         for name, shape, width in UNTRAINED:
-            key = f"{name} {shape} {width}" + (f" {contract}" if given.half else "")
+            key = f"{name} {shape} {width}" + (f" {contract}" if further else "")
             results["untrained"][key] = untrained(name, shape, width, given.rounds, contract)
     told = [(contract, attacked(given.nets, contract)) for contract in contracts if given.nets]
     if told:
-        results["attack"] = dict(told) if given.half else told[0][1]
+        results["attack"] = dict(told) if further else told[0][1]
     if given.out is not None:
         write_json(given.out, results)
     for name, found in [*results["artifacts"].items(), *((name, {"cost": one}) for name, one in results["untrained"].items())]:

@@ -203,7 +203,7 @@ def quantised() -> Graph:
 @pytest.mark.parametrize(
     ("make", "clip", "told"),
     [
-        (quantised, CLIP, "FakeQuant"),
+        (quantised, CLIP, "network in int8 is about the contract int8"),
         (lambda: half(mlp()), CLIP, "not about fp32"),
         (lambda: mlp(classes=1), CLIP, "at least two classes"),
         (mlp, (0.0, 0.0), "data range"),

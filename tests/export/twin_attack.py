@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,19 +18,21 @@ from vsparse.bounds.margins import margin_rows
 from vsparse.contract import CONTRACTS
 from vsparse.errors import InputError
 from vsparse.graph import Graph, from_onnx, run, to_onnx
+from vsparse.graph.ir import Affine
 from vsparse.reading.runtime import LEVELS
 from vsparse.stages.export.certify_onnx import certifying_model
 from vsparse.stages.export.certify_onnx.check import MarginBounds
 from vsparse.stages.export.half import half
+from vsparse.stages.export.quantise import quantise
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "bounds"))  # the simulated devices
 
 from device_simulation import Device
 from exact_execution import exact_run
-from graph_builder import KINDS, random_net
+from graph_builder import KINDS, random_integer_net, random_net
 from random_graphs import random_graph
 
-__all__ = ["KINDS", "Tally", "attack", "certify", "random_graph", "random_net", "sessions"]
+__all__ = ["KINDS", "Tally", "attack", "certify", "quantised_net", "random_graph", "random_net", "sessions"]
 
 CLIPS = ((0.0, 1.0), (-1.0, 1.0), (-0.5, 2.0))
 REFUSED = ((" may reach ", "too large"), (" may overflow in fp16", "may overflow"))
@@ -49,6 +51,32 @@ class Tally:
     rationals: int = 0
     kinds: set[str] = field(default_factory=set)
     smallest_slack: float = float("inf")
+
+
+def quantised_net(rng: np.random.Generator, contract: str) -> Graph:
+    """Returns a random network for a contract on integers: of every operator or one that was calibrated, whose biases decide little."""
+    tensorrt = contract == "int8-tensorrt"
+    while True:
+        graph = random_integer_net(rng, tensorrt)
+        if rng.random() < 0.4:
+            plain = random_net(rng, "fp32", "normal")
+            try:
+                return quantise(plain, rng.uniform(-0.5, 1, (40, *plain.input_shape)).astype(np.float32), contract)
+            except InputError:
+                continue
+        if rng.random() < 0.7:
+            shrink = int(2.0 ** rng.uniform(4, 14))
+            small = {
+                name: replace(one, values=(one.values // shrink).astype(np.int32))
+                for name, one in graph.integers.items()
+                if one.values.dtype == np.int32
+            }
+            floats = {name: one.floats() for name, one in small.items()}
+            if tensorrt:
+                names = [node.bias for node in graph.nodes if isinstance(node, Affine) and node.bias is not None]
+                floats = {name: np.where(np.abs(graph.params[name]) < 1, graph.params[name], 0).astype(np.float32) for name in names}
+            graph = replace(graph, integers={**graph.integers, **small}, params={**graph.params, **floats})
+        return graph
 
 
 def sessions(data: bytes) -> dict[str, onnxruntime.InferenceSession]:
@@ -112,6 +140,8 @@ def attack(
     contract: str = "fp32",
 ) -> None:
     """Holds the margins that every optimisation level returns against executions inside the ball and the host's bounds.
+
+    A network that is quantised already is one for a contract on integers.
 
     Under a contract of half precision the network is rounded to it first.
     """

@@ -85,7 +85,9 @@ def test_a_build_counts_what_its_c_certifies_and_the_checker_replays_it(tmp_path
 
 @pytest.mark.slow
 def test_a_build_in_int8_counts_both_forms_and_judges_the_one_it_chose(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    live = ("deploy.live=true", "gates.live_certified_accuracy=0.01", "export.precisions=['int8']", "choose.forms=['C int8']")
+    # Of 40 samples int8 may lose two, more than the recipe's one point.
+    form = ("choose.forms=['C int8']", "choose.certified_loss=0.1")
+    live = ("deploy.live=true", "gates.live_certified_accuracy=0.01", "export.precisions=['int8']", *form)
     settings = [part for one in (*TINY, *live, "train.baseline=false") for part in ("--set", one)]
     out = tmp_path / "artifact"
     assert run(["build", "digits", *settings, "--out", str(out)]) == 0

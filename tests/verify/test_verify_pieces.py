@@ -10,8 +10,9 @@ import pytest
 from vsparse.contract import CONTRACTS
 from vsparse.data import Dataset
 from vsparse.perturbation import PerturbationSet
+from vsparse.stages.verify.answers import enter
 from vsparse.stages.verify.batches import one_thread, packed
-from vsparse.stages.verify.cascade import Cascade, Question, enter
+from vsparse.stages.verify.cascade import Cascade, Question
 from vsparse.stages.verify.deployed import read_model
 from vsparse.stages.verify.pieces import (
     judge_together,

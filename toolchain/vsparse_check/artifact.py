@@ -33,7 +33,7 @@ from vsparse_check.records import (
 from vsparse_check.refusal import NotConfirmed, Unchecked, known, need, plain, reading
 from vsparse_check.samples import SampleData
 from vsparse_check.target_check import runtime_of
-from vsparse_check.wording import left_to_the_reader, on_device, sentence
+from vsparse_check.wording import CERTIFYING, left_to_the_reader, on_device, sentence
 
 __all__ = ["CertificateRecord", "CheckResult", "Toolchain", "check", "content_sha256"]
 # Files whose text follows from others.
@@ -49,7 +49,7 @@ WRITTEN = (
     "model/model.int8_weights.S",
     "model/model.int8_weights.bin",
     "model/model_columns.h",
-    "model/model.certify.onnx",
+    *CERTIFYING,
     "device/agent.py",
     "device/run_on_device.py",
     "device/certify_on_device.py",

@@ -5,7 +5,9 @@ radius and the largest logit in known places alone, and compares nothing but to 
 and radius are within their ranges. It is then evaluated in float64, operator by operator, at some
 samples of the certificate, at mixtures and small changes of them, and at inputs drawn anew for
 every check; each margin must be at most the least one by this checker's own intervals, last layers
-folded, under the contract of its network: fp32, or of a network in float16 that of its certificate.
+folded, under the contract of its network: fp32, or of a network in float16 or int8 that of its
+certificate. A network in int8 is not executed there: the class is drawn, as its bound must hold
+whichever it is.
 
 That samples the file's margins and does not prove them: one that is too large on few inputs alone
 can be missed. `vsparse check` writes the file again, and compares every byte.
@@ -55,17 +57,20 @@ FILES = {
     "certificate/fp16": Certifying(
         "model/model.fp16.certify.onnx", "model/certify.fp16.json", "model/model.fp16.onnx"
     ),
+    "certificate/int8": Certifying(
+        "model/model.int8.certify.onnx", "model/certify.int8.json", "model/model.int8.onnx"
+    ),
 }
-# Contracts of half precision for which the bounds of such a file are proved; that of the first is
-# fp32, whatever its certificate is under.
-HALF = ("fp16", "fp16-tensorrt")
+# Contracts for which the bounds of such a file are proved; that of the first is fp32, whatever its
+# certificate is under.
+FURTHER = ("fp16", "fp16-tensorrt", "int8", "int8-exact", "int8-tensorrt")
 INTERFACE = (["input", "epsilon"], ["logits", "class", "margin"])
 # All operators that such a file is made of, the network's own included.
 NAMES = (
-    "Abs Add And ArgMax AveragePool Cast Clip Concat Conv Div Equal Flatten Gather GatherElements "
-    "Gemm GlobalAveragePool Identity LeakyRelu LessOrEqual MatMul Max MaxPool Min Mul Neg Pad "
-    "ReduceL1 ReduceMax ReduceMin Relu Reshape Sigmoid Slice Split Squeeze Sub Tanh Transpose "
-    "Unsqueeze Where "
+    "Abs Add And ArgMax AveragePool Cast Clip Concat Conv DequantizeLinear Div Equal Flatten "
+    "Gather GatherElements Gemm GlobalAveragePool Identity LeakyRelu LessOrEqual MatMul Max "
+    "MaxPool Min Mul Neg Pad QuantizeLinear ReduceL1 ReduceMax ReduceMin Relu Reshape Round "
+    "Sigmoid Slice Split Squeeze Sub Tanh Transpose Unsqueeze Where "
 )
 KINDS = frozenset(NAMES.split())
 # What stands in it once beside the network, and which nodes read the network's own tensors there.
@@ -125,7 +130,9 @@ def _check_one(
     contract = "fp32"
     if of != FILES["certificate"]:
         contract = str(certificate["contract"]["name"])
-        need(contract in HALF, f"{of.file} is of a network under a contract that has no such file")
+        need(
+            contract in FURTHER, f"{of.file} is of a network under a contract that has no such file"
+        )
     found = content_sha256(twin), content_sha256(network), contract
     need(stated == found, f"{of.record} is about other files than {of.file} and {of.network}")
     clip: Any = record.get("clip")
@@ -279,8 +286,14 @@ def _check_margins(
     for radius in [*(radius for _, radius in trials), min(np.float32(epsilon), longest)]:
         if len(samples):
             trials.append((_near(draw, samples, clip), radius))
+    drawn = None
+    if _is_quantised(twin):
+        classes = twin.graph.output[0].type.tensor_type.shape.dim[-1].dim_value
+        known(1 < classes <= MAX_TENSOR, f"{of.file} has logits of an unknown number")
+        drawn = np.zeros((SAMPLES, classes))
+        drawn[np.arange(SAMPLES), draw.integers(classes, size=SAMPLES)] = 1
     for x, radius in trials:
-        logits, classes, margins = _evaluated(of, evaluator, x, radius)
+        logits, classes, margins = _evaluated(of, evaluator, x, radius, drawn)
         need((classes == logits.argmax(1)).all(), f"{of.file} names another class than the first")
         need(
             np.isfinite(margins).all(), f"{of.file} returns no margin for an input within its range"
@@ -300,7 +313,7 @@ def _check_margins(
     ):
         x = draw.uniform(*clip, (SAMPLES, *model.shape)).astype(np.float32).clip(*clip)
         x.reshape(SAMPLES, -1)[:, draw.integers(x[0].size)] = value
-        margins = _evaluated(of, evaluator, x, np.float32(wrong))[2]
+        margins = _evaluated(of, evaluator, x, np.float32(wrong), drawn)[2]
         need(
             (margins == -np.inf).all(),
             f"{of.file} returns a margin for inputs with {value:g} and epsilon {wrong:g}, "
@@ -309,12 +322,23 @@ def _check_margins(
 
 
 def _evaluated(
-    of: Certifying, evaluator: ReferenceEvaluator, x: FloatArray, radius: np.floating[Any]
+    of: Certifying,
+    evaluator: ReferenceEvaluator,
+    x: FloatArray,
+    radius: np.floating[Any],
+    drawn: FloatArray | None = None,
 ) -> tuple[Any, Any, Any]:
-    """Returns logits, classes and margins of samples x at a radius, in float64."""
+    """Returns logits, classes and margins of samples x at a radius, in float64.
+
+    `drawn` are logits that are given to a file whose network is not executed.
+    """
     with reading(of.file), np.errstate(all="ignore"):
         feed = {"input": x.astype(np.float64), "epsilon": np.array(radius, np.float64)}
-        logits, classes, margins = (np.asarray(one) for one in evaluator.run(None, feed))
+        if drawn is not None:
+            made = evaluator.run(["class", "margin"], feed | {"logits": drawn})
+            logits, classes, margins = (np.asarray(one) for one in (drawn, *made))
+        else:
+            logits, classes, margins = (np.asarray(one) for one in evaluator.run(None, feed))
         shapes = logits.shape[0], classes.shape, margins.shape
         need(shapes == (SAMPLES, (SAMPLES,), (SAMPLES,)), f"{of.file} returns other shapes")
     return logits, classes, margins
@@ -331,10 +355,23 @@ def _least_margins(
     return least
 
 
+def _is_quantised(model: onnx.ModelProto) -> bool:
+    """Whether a file's network is on integers, which this evaluator executes in no operator set."""
+    return any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+
+
 def _wide(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Returns the file with its float32 numbers in float64, in which it is then evaluated."""
+    """Returns the file with its float32 numbers in float64, in which it is then evaluated.
+
+    Of a quantised network the nodes are left out, and its logits are an input.
+    """
     wide = onnx.ModelProto()
     wide.CopyFrom(model)
+    if _is_quantised(model):
+        added = [node for node in wide.graph.node if node.name.startswith(PREFIX)]
+        del wide.graph.node[:]
+        wide.graph.node.extend(added)
+        wide.graph.input.append(wide.graph.output.pop(0))
     for tensor in wide.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT:
             values = numpy_helper.to_array(tensor).astype(np.float64)

@@ -62,7 +62,7 @@ def check_device(root: Path, files: set[str], certificate_sha256: str) -> None:
 
 
 def _check_further(manifest: dict[str, Any]) -> None:
-    """Refuses files that certify their own input and are not of a model of half precision there."""
+    """Refuses files that certify their own input and are not of a model in fp16 or int8 there."""
     models = {one.get("content_sha256"): one for one in manifest.get("models", [])}
     for one in manifest.get("further_certifying", []):
         model = models.get(one.get("network_sha256"), {})
@@ -71,7 +71,9 @@ def _check_further(manifest: dict[str, Any]) -> None:
             for key, default in (("precision", "fp32"), ("contract", ""), ("unrounded", []))
         )
         need(
-            same and one.get("precision") == "fp16" and one.get("role") == "certifying-fp16",
+            same
+            and one.get("precision") in ("fp16", "int8")
+            and one.get("role") == f"certifying-{one['precision']}",
             f"{MANIFEST} says otherwise of {one.get('file')!s:.60} than of the model it is made of",
         )
 

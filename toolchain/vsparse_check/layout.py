@@ -37,6 +37,7 @@ FORMS = {
     "model/dense.fp32.onnx": "certificate/dense",
     "model/model.certify.onnx": "certificate",
     "model/model.fp16.certify.onnx": "certificate/fp16",
+    "model/model.int8.certify.onnx": "certificate/int8",
 }
 # Evidence in JSON may be added; whatever could be deployed, or taken for a certificate, is listed.
 OF_A_CERTIFICATE = (
@@ -79,6 +80,7 @@ PATTERNS = (
     "device/*.fp32.onnx",
     "device/model.certify.onnx",
     "device/model.fp16.certify.onnx",
+    "device/model.int8.certify.onnx",
     *(f"device/model.{name}.onnx" for name in PRECISIONS),
 )
 MAX_FILES, MAX_HASHED = 20_000, 2**34

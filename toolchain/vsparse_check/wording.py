@@ -15,7 +15,7 @@ C_SOURCES = {
     "certificate/int8/c": "model/model.int8.c",
 }
 COLUMNS = "model/model_columns.h"
-CERTIFYING = ("model/model.certify.onnx", "model/model.fp16.certify.onnx")
+CERTIFYING = tuple(f"model/model.{name}certify.onnx" for name in ("", "fp16.", "int8."))
 SHOWN = 3
 REAL = " (exact arithmetic, of no device)"
 

@@ -85,7 +85,7 @@ class CertifyingEntry(Part):
     content_sha256: str = Field(pattern=SHA256)
     network_sha256: str = Field(pattern=SHA256)
     script_sha256: str = Field(pattern=SHA256)
-    precision: Literal["fp32", "fp16"] = Field("fp32", exclude_if=lambda value: value == "fp32")
+    precision: Literal["fp32", "fp16", "int8"] = Field("fp32", exclude_if=lambda value: value == "fp32")
     contract: str = Field("", exclude_if=lambda value: not value)
     certificate_sha256: str = Field("", exclude_if=lambda value: not value)
     unrounded: tuple[str, ...] = Field((), exclude_if=lambda value: not value)

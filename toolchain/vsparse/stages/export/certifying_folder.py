@@ -17,6 +17,7 @@ from vsparse.files import read_bytes, sha256_bytes, write_bytes
 from vsparse.graph import Graph
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.graph.onnx_file import MAX_ONNX_BYTES
+from vsparse.graph.quantised import is_quantised
 from vsparse.graph.to_onnx import INPUT, OUTPUT
 from vsparse.stages.export.bundle import certifying_script
 from vsparse.stages.export.certify_onnx.check import MarginBounds
@@ -55,7 +56,7 @@ def put_certifying(folder: Path, given: CertifyingFile) -> CertifyingEntry:
     bounds = MarginBounds(graph, parse_model(data), given.clip, given.contract)
     return CertifyingEntry(
         role=given.role,
-        precision=graph.storage,
+        precision="int8" if is_quantised(graph) else graph.storage,
         contract="" if given.contract == "fp32" else given.contract,
         certificate_sha256=given.certificate_sha256,
         unrounded=unrounded_ends(graph) if given.contract == "fp16-tensorrt" else (),

@@ -28,7 +28,8 @@ from vsparse.errors import InputError, UnavailableError
 from vsparse.files import canonical_json, read_json, sha256_bytes, write_bytes, write_json
 from vsparse.perturbation import PerturbationSet
 from vsparse.stages.verify.allowance import USUAL, Allowance
-from vsparse.stages.verify.cascade import BatchAnswer, Cascade, Question
+from vsparse.stages.verify.answers import BatchAnswer
+from vsparse.stages.verify.cascade import Cascade, Question
 from vsparse.stages.verify.deployed import Deployed, read_model
 from vsparse.stages.verify.regression import RegressionCascade
 

@@ -19,15 +19,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vsparse.artifact.certificate import PHOTOMETRIC, SEARCHED, Method, Verdict
+from vsparse.artifact.certificate import PHOTOMETRIC, SEARCHED, Method
 from vsparse.bounds import Executions, Rounding, crown, interval, last_layer_folding, lowest_margin, margin_rows, member, refine, region
-from vsparse.bounds.photometric import Pieces, attempts, lowest_of_pieces
-from vsparse.bounds.proof import BoundProof
+from vsparse.bounds.photometric import attempts, lowest_of_pieces
 from vsparse.bounds.region import placed
 from vsparse.compute_device import accelerated, to_host
 from vsparse.contract import Contract
 from vsparse.perturbation import PerturbationSet
 from vsparse.stages.verify.allowance import USUAL, Allowance
+from vsparse.stages.verify.answers import BatchAnswer, Settled, enter, falsify, open_positions
 from vsparse.stages.verify.attack import Attack, pgd
 from vsparse.stages.verify.deployed import Deployed, Runtime, predictions
 from vsparse.stages.verify.device_memory import Positions, in_parts, in_smaller_pieces
@@ -52,34 +52,6 @@ class Question:
     attack_steps: int
     attack_restarts: int
     seed: int
-
-
-@dataclass
-class BatchAnswer:
-    """What was found about one batch; arrays of length n.
-
-    `counterexamples` maps a position to the input and its prediction, `proofs` a position to what proves its searched bound, `pieces` one
-    to how many pieces of brightness and contrast prove it.
-    """
-
-    verdict: list[Verdict]
-    method: list[Method]
-    margin_lower: NDArray[np.float64]
-    predicted: NDArray[np.int64]
-    time_ms: NDArray[np.float64]
-    counterexamples: dict[int, tuple[NDArray[np.float32], int]] = field(default_factory=dict)
-    proofs: dict[int, BoundProof] = field(default_factory=dict)
-    pieces: dict[int, Pieces] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Settled:
-    """What a search decided about one sample: certified with a margin and its proof, or falsified by an input and its prediction."""
-
-    method: Method
-    margin: float = -np.inf
-    proof: BoundProof | None = None
-    counterexample: tuple[NDArray[np.float32], int] | None = None
 
 
 @dataclass(frozen=True)
@@ -379,26 +351,3 @@ class Cascade:
         lower, upper = (to_host(end) for end in ends)
         others = torch.cat([lower[0, :label], lower[0, label + 1 :]])
         return bool(torch.isfinite(upper).all()) and float(others.max()) > float(upper[0, label])
-
-
-def enter(answer: BatchAnswer, i: int, settled: Settled | None) -> None:
-    """Enters what a search decided about a sample into the answer to its batch."""
-    if settled is None:
-        return
-    if settled.counterexample is not None:
-        falsify(answer, i, settled.method, *settled.counterexample)
-    elif settled.proof is not None and settled.margin > 0:  # not where it is NaN: an answer may come from a file
-        answer.verdict[i], answer.method[i], answer.margin_lower[i] = "certified", settled.method, settled.margin
-        answer.proofs[i] = settled.proof
-
-
-def open_positions(answer: BatchAnswer, positions: Positions) -> Positions:
-    """Returns those of the positions that are still open."""
-    left: Positions = positions[np.array([answer.verdict[i] == "unknown" for i in positions], dtype=bool)]
-    return left
-
-
-def falsify(answer: BatchAnswer, i: int, method: Method, point: NDArray[np.float32], predicted: int) -> None:
-    """Enters a counterexample of a sample, and what it is predicted as, into the answer to its batch."""
-    answer.verdict[i], answer.method[i] = "falsified", method
-    answer.counterexamples[i] = (point.copy(), predicted)

@@ -9,8 +9,8 @@ from typing import Any
 from vsparse.cluster.client import Cluster
 from vsparse.cluster.engine import Engine, Shared, Unit, UnitAnswer
 from vsparse.files import write_bytes
+from vsparse.stages.verify.answers import enter
 from vsparse.stages.verify.batches import MODEL, PLAN, CascadeRun
-from vsparse.stages.verify.cascade import enter
 from vsparse.stages.verify.pieces import (
     open_name,
     read_settled,

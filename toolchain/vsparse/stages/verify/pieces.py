@@ -20,8 +20,9 @@ from vsparse.artifact.counterexamples import npz_bytes
 from vsparse.artifact.proofs import pack
 from vsparse.bounds import Box
 from vsparse.bounds.region import Region
+from vsparse.stages.verify.answers import BatchAnswer, Settled
 from vsparse.stages.verify.batches import METHODS, PROOF, UNREADABLE, packed, proofs_of, unpacked
-from vsparse.stages.verify.cascade import BatchAnswer, Cascade, Settled
+from vsparse.stages.verify.cascade import Cascade
 from vsparse.stages.verify.searched import OpenSample
 
 REGION, SCALARS, RELAXATION = "region_", ("radius", "brightness", "contrast", "rounding"), "relaxation_"

@@ -22,8 +22,9 @@ from vsparse.compute_device import to_host
 from vsparse.errors import InputError
 from vsparse.graph import Graph, run
 from vsparse.perturbation import PerturbationSet
+from vsparse.stages.verify.answers import falsify, open_positions
 from vsparse.stages.verify.attack import CLEAR
-from vsparse.stages.verify.cascade import VISITED, Cascade, SampleBatch, falsify, open_positions
+from vsparse.stages.verify.cascade import VISITED, Cascade, SampleBatch
 from vsparse.stages.verify.deployed import Deployed
 from vsparse.stages.verify.device_memory import Positions
 from vsparse.stages.verify.spaces import Space, space

@@ -13,28 +13,37 @@ from vsparse.graph.core import Graph, Node
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.graph.onnx_file import in_order
 from vsparse.graph.operators.affine import Affine
-from vsparse.graph.quantised import is_quantised
+from vsparse.graph.operators.move import Move
+from vsparse.graph.operators.piecewise import Relu
+from vsparse.graph.operators.pooling import MaxPool
+from vsparse.graph.operators.quantised import FakeQuant
+from vsparse.graph.operators.reshape import Reshape
+from vsparse.graph.quantised import INTEGER_CONTRACTS, is_quantised
 from vsparse.graph.shapes import show
 from vsparse.graph.to_onnx import INPUT, OUTPUT
 from vsparse.stages.export.certify_onnx.charges import Charges, in_float32
 from vsparse.stages.export.certify_onnx.margins import last_layer, least_margin
 from vsparse.stages.export.certify_onnx.names import CLASS, EPSILON, MARGIN, PREFIX
 from vsparse.stages.export.certify_onnx.operators import TwinContext, enclosed, require_intervals
+from vsparse.stages.export.certify_onnx.quantised import in_units, rounded_products
 from vsparse.stages.export.certify_onnx.reach import require_reach
 from vsparse.stages.export.certify_onnx.rounded import UNIT, Numbers, down32, up32
 from vsparse.stages.export.certify_onnx.stored_sums import stored
 from vsparse.stages.export.certify_onnx.writer import EndPair, TwinWriter
 
 # The contracts of each format of storage for which the charges are proved (docs/numerics.md, section 15).
-CONTRACTS = {"fp32": ("fp32",), "fp16": ("fp16", "fp16-tensorrt")}
+CONTRACTS = {"fp32": ("fp32",), "fp16": ("fp16", "fp16-tensorrt"), "int8": INTEGER_CONTRACTS}
+# What rounds nothing and hands steps of a grid on as they are.
+ON_STEPS = (Reshape, MaxPool, Relu, Move)
 
 
 def certifying_model(
-    model: onnx.ModelProto, clip: tuple[float, float], name: str = "model.certify", contract_name: str = "fp32"
+    model: onnx.ModelProto, clip: tuple[float, float], name: str = "model.certify", contract_name: str = "fp32", slack: float = 1.0
 ) -> onnx.ModelProto:
     """Returns a network's file with the bound of its least margin beside it (docs/live.md; docs/numerics.md, section 15).
 
-    The file is one in float32 under the contract fp32, or one in float16 under fp16 or fp16-tensorrt; its bounds are float32 all the same.
+    The file is one in float32 under the contract fp32, one in float16 under fp16 or fp16-tensorrt, or a quantised one under int8,
+    int8-exact or int8-tensorrt; its bounds are float32 all the same. With `slack` above 1 they pay so many times for all that is rounded.
 
     Inputs: `input` as before, and `epsilon`, a float32 scalar. Outputs: `logits`, as before; `class`, int64 [batch], the index of the
     largest; `margin`, float32 [batch], a lower bound of z_class − z_j over all other classes j and all inputs within epsilon of `input` and
@@ -47,9 +56,9 @@ def certifying_model(
     graph = from_onnx(model.SerializeToString())
     _require(graph, model, clip, contract_name)
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    charges = Charges(graph, contract_name)
+    charges = Charges(graph, contract_name, slack)
     require_reach(charges, clip)
-    w = TwinWriter(in_float32(graph), opset)
+    w = TwinWriter(in_float32(graph), opset, slack)
     predicted = w.op("ArgMax", [OUTPUT], "predicted", axis=1, keepdims=1)
     ends, valid = _input_ends(w, graph, clip)
     needed, storage = _needed(graph), charges.storage_of(graph.input)
@@ -60,9 +69,12 @@ def certifying_model(
     if charges.storage is not None:
         ends = replace(ends, limit=None)
     known: dict[str, EndPair] = {graph.input: ends}
-    context = TwinContext(w, charges, known, unstored)
+    context = TwinContext(w, charges, known, unstored, rounded_products(graph) if charges.integers else {})
     for node in needed:
-        found = enclosed(node, context, [known[one] for one in node.inputs])
+        inputs, scale = _on_one_scale(w, node, [known[one] for one in node.inputs])
+        found = enclosed(node, context, inputs)
+        if scale is not None:
+            found = replace(found, scale=scale, in_steps=inputs[0].in_steps)
         # What float16 rounds is charged relative to each value, and not to the largest one that there may be.
         known[node.name] = found if charges.storage is None else replace(found, limit=None)
     margin = least_margin(w, charges, known, predicted)
@@ -73,15 +85,49 @@ def certifying_model(
     return _assembled(model, w, name)
 
 
+def network_of(made: onnx.ModelProto) -> onnx.ModelProto:
+    """Returns the network inside a certifying file: its nodes without those that certify."""
+    network = onnx.ModelProto()
+    network.CopyFrom(made)
+    graph = network.graph
+    kept = [node for node in graph.node if not node.name.startswith(PREFIX)]
+    read = {name for node in kept for name in node.input}
+    parts = (
+        (graph.node, kept),
+        (graph.initializer, [one for one in graph.initializer if one.name in read]),
+        (graph.input, [one for one in graph.input if one.name != EPSILON]),
+        (graph.output, [one for one in graph.output if one.name == OUTPUT]),
+    )
+    for field, values in parts:
+        copies = [type(value).FromString(value.SerializeToString()) for value in values]
+        del field[:]
+        field.extend(copies)
+    return network
+
+
+def _on_one_scale(w: TwinWriter, node: Node, inputs: list[EndPair]) -> tuple[list[EndPair], float | None]:
+    """Returns what a node reads in units that it can: steps of a grid where products multiply them, or as what moves them hands them on.
+
+    Of the latter also the scale of what it hands on.
+    """
+    if isinstance(node, Affine) or (inputs[0].in_steps and isinstance(node, FakeQuant)):
+        return inputs, None
+    moves_zeros = not isinstance(node, Move) or getattr(node, "value", 0.0) == 0
+    if isinstance(node, ON_STEPS) and moves_zeros and len({x.scale for x in inputs}) == 1:
+        return inputs, inputs[0].scale
+    return [in_units(w, x, node.name) for x in inputs], None
+
+
 def _require(graph: Graph, model: onnx.ModelProto, clip: tuple[float, float], contract_name: str) -> None:
     require_intervals(graph)
-    known = CONTRACTS.get(graph.storage, ())
-    if is_quantised(graph) or any(tensor.data_type == TensorProto.BFLOAT16 for tensor in model.graph.initializer):
-        raise InputError("a certifying file is made of a network in float32 or float16; quantised ones and bfloat16 weights have none yet")
+    storage = "int8" if is_quantised(graph) else graph.storage
+    known = CONTRACTS.get(storage, ())
+    if any(tensor.data_type == TensorProto.BFLOAT16 for tensor in model.graph.initializer):
+        raise InputError("a certifying file is made of a network in float32, float16 or int8; bfloat16 weights have none yet")
     if contract_name not in known:
         raise InputError(
-            f"a certifying file of a network in {graph.storage} is about the contract {' or '.join(known)}, and not about {contract_name}; "
-            + ("certify the float32 network live" if graph.storage == "fp16" else "leave deploy.live out")
+            f"a certifying file of a network in {storage} is about the contract {' or '.join(known)}, and not about {contract_name}; "
+            + ("leave deploy.live out" if storage == "fp32" else "certify the float32 network live")
         )
     shape = graph.shape_of(graph.output)
     if len(shape) != 1 or shape[0] < 2:
@@ -117,7 +163,7 @@ def _input_ends(w: TwinWriter, graph: Graph, clip: tuple[float, float]) -> tuple
     radius = w.op("Clip", [EPSILON, zero, most], "radius")
     # Covers what the sums below round, whatever the input within the data range, and one that is read as zero where it is subnormal.
     reach = max(abs(float(low)), abs(float(high))) + float(longest)
-    wider = w.op("Add", [radius, w.constant("rounding", up32(np.array(8 * UNIT * reach + 2.0**-100)))], "wider")
+    wider = w.op("Add", [radius, w.constant("rounding", up32(np.array((8 * UNIT * reach + 2.0**-100) * w.slack)))], "wider")
     ends = [w.op(kind, [INPUT, wider], f"input.{which}") for kind, which in (("Add", "upper"), ("Sub", "lower"))]
     both = w.op("Concat", ends, "input.both", axis=1)
     stacked = w.op("Clip", [both, names["low"], names["high"]], "input.ends")

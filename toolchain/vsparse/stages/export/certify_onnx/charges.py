@@ -11,7 +11,7 @@ import torch
 from vsparse.bounds import Rounding
 from vsparse.bounds.error_model import OneSum
 from vsparse.bounds.float64 import gamma
-from vsparse.bounds.linear import forward
+from vsparse.bounds.linear import INTEGER_ROUNDINGS, forward
 from vsparse.contract import contract
 from vsparse.errors import InputError
 from vsparse.graph.core import Graph
@@ -19,7 +19,7 @@ from vsparse.graph.operators.affine import Affine, Conv
 from vsparse.graph.rules import onnx_form
 from vsparse.graph.shapes import show
 from vsparse.stages.export.certify_onnx.affine import ChargedSum, require_finite
-from vsparse.stages.export.certify_onnx.rounded import SLOPE_FLOOR, UP, Numbers
+from vsparse.stages.export.certify_onnx.rounded import SLOPE_FLOOR, UNIT, UP, Numbers
 from vsparse.stages.export.certify_onnx.stored_sums import StorageRounding
 from vsparse.stages.export.certify_onnx.writer import TwinWriter
 
@@ -30,15 +30,18 @@ MOST_CHARGED = 2.0**-4
 class Charges:
     """The errors of a network under its contract: in any order of summation, with the additions that a runtime may fuse.
 
-    `storage` is what it costs to store a value in float16; None under fp32, whose rules charge that with what the file rounds itself.
+    `storage` is what it costs to store a value in float16; None elsewhere, where rules charge that with what the file rounds itself.
+    `integers` is what kernels on integers may lose beside that of each term of an operator on elements; 0 without such kernels. Errors of
+    sums are multiplied by `slack`.
     """
 
-    def __init__(self, graph: Graph, contract_name: str = "fp32") -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, contract_name: str = "fp32", slack: float = 1.0) -> None:
+        self.graph, self.slack = graph, slack
         rules = contract(contract_name)
         self.rounding = Rounding(graph, rules)
         # Bounds may charge storing relative to what is stored already, and so do these (docs/numerics.md, section 15.8).
         unit, floor = self.rounding.storage_unit, self.rounding.storage_floor
+        self.integers = (INTEGER_ROUNDINGS + 1) * UNIT if rules.integers else 0.0
         self.storage = None if rules.storage == rules.accumulate else StorageRounding(unit * (1 + 4 * unit), floor * (1 + 4 * unit))
 
     def storage_of(self, name: str) -> StorageRounding | None:
@@ -73,8 +76,8 @@ class Charges:
             kind="Conv" if isinstance(node, Conv) else "Gemm",
             weight=weight,
             bias=bias,
-            slope=slope,
-            constant=constant,
+            slope=slope * self.slack,
+            constant=constant * self.slack,
             shape=node.shape,
             over=lambda rate, m: forward(node, torch.from_numpy(rate), torch.from_numpy(m)[None])[0].numpy(),
             groups=node.groups if isinstance(node, Conv) else 1,

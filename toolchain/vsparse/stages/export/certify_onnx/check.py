@@ -27,11 +27,15 @@ from vsparse.bounds.margins import margin_rows
 from vsparse.contract import contract
 from vsparse.errors import GateError, InputError
 from vsparse.graph.core import Graph
+from vsparse.graph.quantised import is_quantised
 from vsparse.graph.to_onnx import INPUT, OUTPUT
 from vsparse.reading.runtime import LEVELS, Level, first_line
-from vsparse.stages.export.certify_onnx.names import CLASS, EPSILON, MARGIN
+from vsparse.stages.export.certify_onnx.build import certifying_model, network_of
+from vsparse.stages.export.certify_onnx.names import CLASS, EPSILON, MARGIN, PREFIX
 
 THREADS = (1, 2)
+# How many times a file pays for roundings that says how far margins may fall (docs/numerics.md, section 15.9).
+SLACK = 4.0
 Floats = NDArray[np.float32]
 
 
@@ -70,6 +74,11 @@ class MarginBounds:
         self.rounding = Rounding(graph, contract(contract_name))
         self.real = Rounding(graph, contract("real"))
         self._written = ReferenceEvaluator(_in_float64(model))
+        # What is rounded to a step may end a step away: of such networks the same file that pays more is the lower end.
+        self._loose: ReferenceEvaluator | None = None
+        if is_quantised(graph):
+            looser = certifying_model(network_of(model), clip, contract_name=contract_name, slack=SLACK)
+            self._loose = ReferenceEvaluator(_in_float64(looser))
         self.room = 2.0**-40 * self._scale()
         self._known: dict[tuple[float, bytes], tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
 
@@ -89,15 +98,19 @@ class MarginBounds:
         """Returns what the margins [n] of these samples, always the same, lie between at a radius; the upper end is the host's bound.
 
         The lower end is what the file says in float64, less what it charges for rounding, base and twin together: four times that, as the
-        charges of a layer may pass the next ones in one direction alone.
+        charges of a layer may pass the next ones in one direction alone. Of a quantised network it is what the file says in float64 that
+        pays four times as much: what float32 rounds is at most what is charged for the network's own roundings.
         """
         key = (float(radius), classes.tobytes())
         if key not in self._known:
             epsilon = Fraction(float(radius))
             host, exact = self.host(x, epsilon, classes), self._least(x, epsilon, classes, self.real)
-            written_class, written = self.written(x, float(radius))
-            # Of a tie float64 may name another class.
-            least = np.where(written_class == classes, written - 4 * (exact - written), -np.inf)
+            if self._loose is not None:
+                least = _executed(self._loose, x, float(radius), _one_hot(classes, self.graph))[1]
+            else:
+                written_class, written = self.written(x, float(radius))
+                # Of a tie float64 may name another class.
+                least = np.where(written_class == classes, written - 4 * (exact - written), -np.inf)
             self._known[key] = (least, host)
         return self._known[key]
 
@@ -110,12 +123,13 @@ class MarginBounds:
         low, high = self._boxes(x, Fraction(0), self.rounding)[self.graph.output]
         return low.numpy(), high.numpy()
 
-    def written(self, x: Floats, epsilon: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Returns class and margin [n] as the file computes them where nothing is rounded to less than float64."""
-        feed = {INPUT: x.astype(np.float64), EPSILON: np.array(epsilon, np.float64)}
-        with np.errstate(all="ignore"):
-            classes, margins = self._written.run([CLASS, MARGIN], feed)
-        return np.asarray(classes), np.asarray(margins, np.float64)
+    def written(self, x: Floats, epsilon: float, classes: NDArray[np.int64] | None = None) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Returns class and margin [n] as the file computes them where nothing is rounded to less than float64.
+
+        `classes` [n] are those that a quantised network names, which is not executed here.
+        """
+        logits = None if classes is None or self._loose is None else _one_hot(classes, self.graph)
+        return _executed(self._written, x, epsilon, logits)
 
     def _boxes(self, x: Floats, epsilon: Fraction, rounding: Rounding) -> dict[str, tuple[Tensor, Tensor]]:
         with torch.no_grad():
@@ -127,6 +141,22 @@ class MarginBounds:
         with torch.no_grad():
             least: NDArray[np.float64] = last_layer_folding(self.graph, rounding.params, rows, boxes, rounding).min(1).values.numpy()
         return least
+
+
+def _one_hot(classes: NDArray[np.int64], graph: Graph) -> NDArray[np.float64]:
+    """Returns logits [n, classes] of which these are the largest."""
+    return np.eye(graph.shape_of(graph.output)[0])[classes]
+
+
+def _executed(
+    file: ReferenceEvaluator, x: Floats, epsilon: float, logits: NDArray[np.float64] | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Returns class and margin [n] of an execution of a file in float64; `logits` [n, classes] where they are an input."""
+    feed = {INPUT: x.astype(np.float64), EPSILON: np.array(epsilon, np.float64)}
+    feed |= {} if logits is None else {OUTPUT: logits}
+    with np.errstate(all="ignore"):
+        classes, margins = file.run([CLASS, MARGIN], feed)
+    return np.asarray(classes), np.asarray(margins, np.float64)
 
 
 def check_certifying(
@@ -213,10 +243,16 @@ def _check_refusals(session: CertifyingSession, sample: Floats, clip: tuple[floa
 def _in_float64(model: onnx.ModelProto) -> onnx.ModelProto:
     """Returns the file with its float32 numbers in float64: the reference evaluator computes in the type that it is given.
 
-    A network in float16 stays as it is, and so does what it makes of the input.
+    A network in float16 stays as it is, and so does what it makes of the input; of a quantised one the logits become an input.
     """
     wide = onnx.ModelProto()
     wide.CopyFrom(model)
+    if any(node.op_type == "QuantizeLinear" for node in wide.graph.node):
+        own = [node for node in wide.graph.node if node.name.startswith(PREFIX)]
+        del wide.graph.node[:]
+        wide.graph.node.extend(own)
+        logits = wide.graph.output.pop(next(i for i, one in enumerate(wide.graph.output) if one.name == OUTPUT))
+        wide.graph.input.append(logits)
     for tensor in wide.graph.initializer:
         if tensor.data_type == onnx.TensorProto.FLOAT:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float64), tensor.name))

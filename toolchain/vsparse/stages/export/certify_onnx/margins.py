@@ -21,6 +21,7 @@ from vsparse.stages.export.certify_onnx.affine import (
     sums_of_ends,
 )
 from vsparse.stages.export.certify_onnx.charges import Charges, with_weight
+from vsparse.stages.export.certify_onnx.quantised import of_steps
 from vsparse.stages.export.certify_onnx.rounded import UNIT, UP, Float32s, Numbers
 from vsparse.stages.export.certify_onnx.stored_sums import StorageRounding, centre_and_radius, stored_parts
 from vsparse.stages.export.certify_onnx.writer import EndPair, TwinWriter
@@ -52,7 +53,7 @@ def least_margin(w: TwinWriter, charges: Charges, known: dict[str, EndPair], pre
     graph = charges.graph
     layer = last_layer(graph)
     source = known[graph.output if layer is None else layer.inputs[0]]
-    rows = margin_sum(charges, layer)
+    rows = of_steps(margin_sum(charges, layer), source.scale)
     classes = graph.shape_of(graph.output)[0]
     stored = rows.weight.size * (2 if source.nonnegative or source.limit is not None else 1)
     if stored > MOST_ROWS:
@@ -116,7 +117,9 @@ def margin_sum(charges: Charges, layer: Affine | None) -> ChargedSum:
     y, j = np.nonzero(~np.eye(classes, dtype=bool))
     if layer is None:
         exact, nothing = np.eye(classes), np.zeros(classes)
-        whole = ChargedSum("logits", "Gemm", exact, nothing, exact * 0, nothing, (classes,), _over)
+        # Of quantised logits fl(s·k) comes out of the network.
+        stored = 2 * UNIT * UP * charges.slack if charges.rounding.scales.get(charges.graph.output) else 0.0
+        whole = ChargedSum("logits", "Gemm", exact, nothing, exact * stored, nothing, (classes,), _over)
     else:
         whole = charges.sum_of(layer)
     weight, slope = whole.weight.reshape(classes, -1), whole.slope.reshape(classes, -1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import singledispatch
 from math import isinf
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vsparse.bounds.additions import QUANTISED_REACH
 from vsparse.bounds.float64 import gamma
 from vsparse.contract import FUNCTION_ERROR, LARGEST, SMALLEST_NORMAL
 from vsparse.errors import InputError
@@ -22,6 +24,7 @@ from vsparse.graph.ir import (
     AveragePool,
     Clip,
     DivConstant,
+    FakeQuant,
     LeakyRelu,
     MaxPool,
     MulConstant,
@@ -37,6 +40,7 @@ from vsparse.graph.rules import onnx_form
 from vsparse.graph.shapes import show
 from vsparse.stages.export.certify_onnx.affine import bounded
 from vsparse.stages.export.certify_onnx.charges import Charges
+from vsparse.stages.export.certify_onnx.quantised import in_units, of_steps, rounded_to_steps, to_steps
 from vsparse.stages.export.certify_onnx.rounded import CONSTANT_FLOOR, ETA, UNIT, UP, Numbers, down32, up32
 from vsparse.stages.export.certify_onnx.stored_sums import bounded_and_stored, magnitude, of_unstored
 from vsparse.stages.export.certify_onnx.writer import EndPair, TwinWriter
@@ -49,13 +53,15 @@ SMALL = 2.0**-70
 class TwinContext:
     """What rules work with: the writer, the errors of the network, and the ends of every activation that has some already.
 
-    `unstored` names the activation whose ends are those before it is stored; "" where there is none.
+    `unstored` names the activation whose ends are those before it is stored; "" where there is none. `rounded_by` has the quantisation of
+    each product that is bounded in its steps.
     """
 
     writer: TwinWriter
     charges: Charges
     known: dict[str, EndPair]
     unstored: str = ""
+    rounded_by: Mapping[str, FakeQuant] = field(default_factory=dict)
 
 
 @singledispatch
@@ -82,7 +88,11 @@ def _refusal(node: Node) -> InputError:
 def _(node: Affine, c: TwinContext, inputs: list[EndPair]) -> EndPair:
     one, storage = c.charges.sum_of(node), c.charges.storage
     if storage is None:
-        return bounded(c.writer, one, inputs[0], node.name)
+        (x,), grid = inputs, c.rounded_by.get(node.name)
+        one = of_steps(one, x.scale)
+        if grid is None:
+            return bounded(c.writer, one, x, node.name)
+        return replace(bounded(c.writer, to_steps(one, grid.scale, c.writer.slack), x, node.name), in_steps=True)
     if node.inputs[0] == c.unstored:
         one = of_unstored(one, storage)
     return bounded_and_stored(c.writer, one, c.charges.storage_of(node.name), inputs[0], node.name)
@@ -90,7 +100,14 @@ def _(node: Affine, c: TwinContext, inputs: list[EndPair]) -> EndPair:
 
 @enclosed.register
 def _(node: Relu, c: TwinContext, inputs: list[EndPair]) -> EndPair:
+    if inputs[0].in_steps:  # the clip of the steps is left to do it
+        return replace(inputs[0], nonnegative=True)
     return replace(_each(node, c, inputs[0]), nonnegative=True, limit=inputs[0].limit)
+
+
+@enclosed.register
+def _(node: FakeQuant, c: TwinContext, inputs: list[EndPair]) -> EndPair:
+    return rounded_to_steps(c.writer, node, inputs[0])
 
 
 @enclosed.register
@@ -124,9 +141,13 @@ def _(node: LeakyRelu, c: TwinContext, inputs: list[EndPair]) -> EndPair:
         inexact = model.constant_error(node.slope)
         rate = (rate + gamma(3, model.storage_unit) * node.slope + 2 * inexact) * UP
         constant = (3 + inexact) * model.storage_floor
+    read: Numbers | float = 0.0
+    if model.scales.get(node.inputs[0]):  # a quantised value is rounded once more where it is read
+        assert x.limit is not None
+        read = 3 * UNIT * UP * x.limit
     negative = w.op("Min", [x.lower, w.constant(f"{node.name}.small", np.float32(-SMALL))], f"{node.name}.negative")
     less = w.op("Mul", [negative, w.constant(f"{node.name}.rate", -up32(np.array(rate)))], f"{node.name}.error")
-    return _moved_out(w, node, upper, lower, _and_constant(w, node, less, constant))
+    return _moved_out(w, node, upper, lower, _and_constant(w, node, less, constant + read))
 
 
 @enclosed.register(Sigmoid)
@@ -134,7 +155,7 @@ def _(node: LeakyRelu, c: TwinContext, inputs: list[EndPair]) -> EndPair:
 def _(node: Sigmoid | Tanh, c: TwinContext, inputs: list[EndPair]) -> EndPair:
     """Both rise; a device errs by an absolute amount that the contract assumes (docs/numerics.md, section 3.2), in the network and here."""
     w, x = c.writer, inputs[0]
-    error = (FUNCTION_ERROR[c.charges.rounding.contract.storage] + FUNCTION_ERROR["fp32"] + 4 * UNIT) * UP
+    error = (FUNCTION_ERROR[c.charges.rounding.contract.storage] + FUNCTION_ERROR["fp32"] + 4 * UNIT) * UP * w.slack
     stacked = w.op(type(node).onnx, [w.stack(x, node.name).stacked], f"{node.name}.both")
     shift = np.stack([np.full(node.shape[0], error), np.full(node.shape[0], -error)]).reshape(-1, *[1] * (len(node.shape) - 1))
     outward = np.concatenate([up32(shift[: node.shape[0]]), down32(shift[node.shape[0] :])])
@@ -144,7 +165,9 @@ def _(node: Sigmoid | Tanh, c: TwinContext, inputs: list[EndPair]) -> EndPair:
 
 @enclosed.register
 def _(node: MaxPool, c: TwinContext, inputs: list[EndPair]) -> EndPair:
-    return replace(_each(node, c, inputs[0]), nonnegative=inputs[0].nonnegative)
+    (x,) = inputs
+    limit = None if x.limit is None or x.in_steps else apply(node, {}, torch.from_numpy(np.ascontiguousarray(x.limit))[None])[0].numpy()
+    return replace(_each(node, c, x), nonnegative=x.nonnegative, limit=limit)
 
 
 @enclosed.register
@@ -185,7 +208,7 @@ def _(node: AddConstant, c: TwinContext, inputs: list[EndPair]) -> EndPair:
     constant = np.broadcast_to(c.charges.graph.params[node.constant].astype(np.float64), node.shape)
     if x.limit is not None and node.name not in c.charges.rounding.fused:
         size = x.limit + np.abs(constant)
-        error = size * (6 * UNIT) * UP + CONSTANT_FLOOR
+        error = (size * (6 * UNIT + c.charges.integers) * UP + CONSTANT_FLOOR) * w.slack
         shift = np.concatenate([up32(constant + error), down32(constant - error)])
         stacked = w.op("Add", [w.stack(x, node.name).stacked, w.constant(f"{node.name}.shift", _short(shift))], f"{node.name}.ends")
         return EndPair(node.shape, stacked=stacked, limit=size * 1.001 + SMALL)
@@ -215,13 +238,13 @@ def _(node: MulConstant | DivConstant, c: TwinContext, inputs: list[EndPair]) ->
     flush = 8 * ETA * (factor.max() + 1) * UP
     if limit is not None:
         assert x.limit is not None
-        error = up32(x.limit * (factor * gamma(10, UNIT) + flush) * UP + CONSTANT_FLOOR + flush)
+        error = up32(x.limit * (factor * (gamma(10, UNIT) + c.charges.integers) + flush) * UP + CONSTANT_FLOOR + flush)
         less = w.constant(f"{node.name}.error", _short(error))
         return replace(_moved_out(w, node, upper, lower, less), limit=limit)
     # Underflow of a factor or of an operand is relative to the other one.
     size = magnitude(w, pair, node.name)
     least = w.op("Max", [size, w.constant(f"{node.name}.small", np.float32(SMALL))], f"{node.name}.least")
-    own_rate, constant = gamma(10, UNIT) + 2.0**-30, np.zeros(())
+    own_rate, constant = gamma(10, UNIT) + c.charges.integers + 2.0**-30, np.zeros(())
     if c.charges.storage is not None:
         own_rate += c.charges.storage.unit if isinstance(node, MulConstant) else gamma(3, model.storage_unit)
         flush += 2 * model.storage_floor * UP
@@ -281,8 +304,10 @@ def _rounded_once(node: Node, c: TwinContext, exact: EndPair) -> EndPair:
     if storage is not None:
         rate, constant = rate + storage.unit, 4 * storage.floor
     less = w.op("Mul", [size, w.constant(f"{node.name}.rate", up32(np.array(rate)))], f"{node.name}.error")
+    if c.charges.integers:
+        less, constant = _integer_errors(node, c, less)
     if terms is not None:
-        sizes = [magnitude(w, w.pair(c.known[name], node.name), node.name) for name in terms.values]
+        sizes = [magnitude(w, w.pair(in_units(w, c.known[name], node.name), node.name), node.name) for name in terms.values]
         constants = [np.abs(c.charges.graph.params[name]).astype(np.float32) for name in terms.constants]
         sizes += [w.constant(f"{node.name}.constant_size", value) for value in constants]
         grown = c.charges.growth_of(terms) + gamma(10, UNIT)
@@ -293,6 +318,26 @@ def _rounded_once(node: Node, c: TwinContext, exact: EndPair) -> EndPair:
             more = w.op("Mul", [one, w.constant(f"{node.name}.growth", growth)], f"{node.name}.more")
             less = w.op("Add", [less, more], f"{node.name}.errors")
     return _moved_out(w, node, exact.upper, exact.lower, _and_constant(w, node, less, constant))
+
+
+def _integer_errors(node: Node, c: TwinContext, less: str) -> tuple[str, float]:
+    """Adds to an error what kernels on integers lose of each term of an addition, and returns it and a constant that is missing there.
+
+    See docs/numerics.md, section 7.2.
+    """
+    w, model, rate = c.writer, c.charges.rounding, c.charges.integers
+    constant = 16 * UNIT * QUANTISED_REACH * sum(model.scales[name] for name in node.inputs)
+    for name in node.inputs:
+        x = in_units(w, c.known[name], node.name)
+        if x.limit is not None:
+            constant += rate * float(x.limit.max())
+            continue
+        size, factor = magnitude(w, w.pair(x, node.name), node.name), w.constant(f"{node.name}.integers", up32(np.array(rate)))
+        more = w.op("Mul", [size, factor], f"{node.name}.more")
+        less = w.op("Add", [less, more], f"{node.name}.errors")
+    if isinstance(node, AddConstant):
+        constant += rate * float(np.abs(c.charges.graph.params[node.constant]).max())
+    return less, constant * UP
 
 
 def _and_constant(w: TwinWriter, node: Node, error: str, constant: Numbers | float) -> str:
@@ -315,6 +360,8 @@ def _with_inexact(node: Node, c: TwinContext, x: EndPair, inexact: float) -> End
 
 
 def _moved_out(w: TwinWriter, node: Node, upper: str, lower: str, error: str) -> EndPair:
+    if w.slack != 1:
+        error = w.op("Mul", [error, w.constant(f"{node.name}.slack", np.float32(w.slack))], f"{node.name}.slackened")
     ends = [w.op(kind, [end, error], f"{node.name}.{which}") for kind, end, which in (("Add", upper, "upper"), ("Sub", lower, "lower"))]
     return EndPair(node.shape, upper=ends[0], lower=ends[1])
 

@@ -14,8 +14,9 @@ from vsparse.bounds.linear import forward
 from vsparse.errors import InputError
 from vsparse.graph.core import Graph, Node
 from vsparse.graph.execute import apply
-from vsparse.graph.ir import Add, AddConstant, Affine, AveragePool, Clip, DivConstant, MulConstant, Sigmoid, Sub, Tanh
+from vsparse.graph.ir import Add, AddConstant, Affine, AveragePool, Clip, DivConstant, FakeQuant, MulConstant, Sigmoid, Sub, Tanh
 from vsparse.graph.operators.move import Move
+from vsparse.graph.quantised import LARGEST_RATIO
 from vsparse.graph.shapes import show
 from vsparse.stages.export.certify_onnx.charges import Charges
 
@@ -39,6 +40,11 @@ def require_reach(charges: Charges, clip: tuple[float, float]) -> None:
     floor = 2.0**-60 if charges.storage is None else 4 * charges.storage.floor
     for node in graph.nodes:
         with torch.no_grad():
+            if isinstance(node, FakeQuant) and not bool((reach[node.inputs[0]] < LARGEST_RATIO * node.scale).all()):
+                raise InputError(
+                    f'"{show(node.inputs[0])}" may be too many steps of its quantisation for int32 within the data range; '
+                    "rescale the network, or leave deploy.live out"
+                )
             found = _reach(node, params, [reach[name] for name in node.inputs])
             if charges.storage is not None:
                 found = found + _charged(node, charges, [reach[name] for name in node.inputs])
@@ -87,6 +93,8 @@ def _reach(node: Node, params: Mapping[str, Tensor], m: list[Tensor]) -> Tensor:
         return forward(node, params[node.weight].abs(), m[0], bias)
     if isinstance(node, Add | Sub):
         return m[0] + m[1]
+    if isinstance(node, FakeQuant):
+        return torch.full_like(m[0], node.scale * max(abs(end) for end in node.steps))
     if isinstance(node, AddConstant):
         return m[0] + params[node.constant].abs()
     if isinstance(node, MulConstant):

@@ -22,7 +22,8 @@ class EndPair:
 
     `shape` is that of one sample of the activation; the ends are stacked along its first axis. `nonnegative` says that both ends as
     computed are at least 0. `limit`, float64 of that shape, bounds the magnitudes of both ends and of the activation, whatever the input;
-    None where no bound is kept.
+    None where no bound is kept. Ends and limit are in units of `scale`: 1, or that of a grid whose steps they are. `in_steps` says that a
+    quantisation alone reads them, in its steps and already as far out as it may round (`certify_onnx/quantised.py`).
     """
 
     shape: Shape
@@ -31,6 +32,8 @@ class EndPair:
     stacked: str = ""
     nonnegative: bool = False
     limit: Numbers | None = None
+    scale: float = 1.0
+    in_steps: bool = False
 
     @property
     def stacked_shape(self) -> Shape:
@@ -39,14 +42,19 @@ class EndPair:
 
 
 class TwinWriter:
-    """Collects nodes and initializers whose names begin with `PREFIX`, so that they meet none of the network's own."""
+    """Collects nodes and initializers whose names begin with `PREFIX`, so that they meet none of the network's own.
+
+    `slack` times as much as must be is charged for all that is rounded: 1, but in files that others are compared with.
+    """
 
     float_type: type[np.floating[Any]] = np.float32
 
-    def __init__(self, graph: Graph, opset: int) -> None:
-        self.graph, self.opset = graph, opset
+    def __init__(self, graph: Graph, opset: int, slack: float = 1.0) -> None:
+        self.graph, self.opset, self.slack = graph, opset, slack
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, NDArray[Any]] = {}
+        # By the name of ends that are steps of a grid: the same ends as values.
+        self.values: dict[str, EndPair] = {}
         self._taken: set[str] = set()
 
     def free(self, hint: str) -> str:

@@ -16,15 +16,17 @@ from vsparse.stages.export.device.latency import latency_in_blocks, read_times
 from vsparse.stages.export.device.manifest import DeviceJob
 from vsparse.stages.export.device.trtexec import Trtexec
 
+# Contracts of further certifying files, by the precision of their networks; strong typing alone keeps what they name in float32.
+FURTHER = {"fp16": ("fp16", "fp16-tensorrt"), "int8": ("int8", "int8-exact", "int8-tensorrt")}
 ARITHMETIC = {
     "fp32": "every layer shows fp32 without Winograd, FFT or TF32",
-    **{one: f"every layer that certifies shows fp32, and every other the contract {one}" for one in ("fp16", "fp16-tensorrt")},
+    **{
+        one: f"every layer that certifies shows fp32, and every other the contract {one}"
+        for contracts in FURTHER.values()
+        for one in contracts
+    },
 }
 CERTIFYING_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}\Z")
-
-
-# Contracts of further certifying files, which name their sums in float32 and which strong typing alone keeps.
-OF_HALF = ("fp16", "fp16-tensorrt")
 
 
 def read_certifying(folder: str, manifest: dict[str, Any], wanted: bool) -> list[dict[str, Any]]:
@@ -37,8 +39,9 @@ def read_certifying(folder: str, manifest: dict[str, Any], wanted: bool) -> list
     found = [read_one(folder, first, "certifying")] if wanted or first else []
     for i, entry in enumerate(further):
         found.append(read_one(folder, entry, f"further_certifying[{i}]"))
-        half = entry.get("precision") == "fp16" and entry.get("contract") in OF_HALF and entry.get("role") == "certifying-fp16"
-        if not half or not isinstance(entry.get("unrounded", []), list):
+        precision = str(entry.get("precision"))
+        known = entry.get("contract") in FURTHER.get(precision, ()) and entry.get("role") == "certifying-" + precision
+        if not known or not isinstance(entry.get("unrounded", []), list):
             raise Stop(2, f"manifest.json: further_certifying[{i}] is of no form that this script knows; copy the device/ folder again")
     return found
 
@@ -98,8 +101,8 @@ def audit_certifying(entry: dict[str, Any], results: list[tuple[list[float], int
 def certify_tensorrt(tool: Trtexec, job: DeviceJob, entry: dict[str, Any]) -> dict[str, Any]:
     """Builds an engine of a certifying file, reads its layers back, audits and times it; Stop where types are not obeyed."""
     contract = entry.get("contract") or "fp32"
-    if contract in OF_HALF and tool.version[0] < 10:
-        raise Stop(1, "{} needs the strong typing of TensorRT 10 or newer: before, its bounds could be in float16".format(entry["file"]))
+    if contract != "fp32" and tool.version[0] < 10:
+        raise Stop(1, "{} needs the strong typing of TensorRT 10 or newer: before, its bounds could be in any format".format(entry["file"]))
     timing, folder, out, limit = job.timing, job.folder, job.out, job.limit
     engine = os.path.join(out, os.path.splitext(entry["file"])[0] + ".engine")
     shape = "{}:{}".format(entry["input"], "x".join(str(n) for n in [1] + entry["input_shape"]))
@@ -113,9 +116,7 @@ def certify_tensorrt(tool: Trtexec, job: DeviceJob, entry: dict[str, Any]) -> di
         if not os.path.isfile(layer_file):
             tool.run(tool.info_options(engine, layer_file, shape), "read the layers of the engine back", limit)
         layers = parse_layers(read_all(layer_file))
-        faults = (
-            certifying_faults(layers, contract, entry.get("unrounded", ())) if contract in OF_HALF else layer_faults(layers, "fp32", ())
-        )
+        faults = certifying_faults(layers, contract, entry.get("unrounded", ())) if contract != "fp32" else layer_faults(layers, "fp32", ())
         results = []
         for probe in entry["probes"]:
             with open(radius, "wb") as stream:

@@ -112,10 +112,10 @@ def layer_faults(layers: list[Any], contract: str = "fp32", unrounded: Sequence[
 
 
 def certifying_faults(layers: list[Any], contract: str, unrounded: Sequence[str] = ()) -> list[str]:
-    """Returns why layers do not show a network under a contract of half precision with, beside it, bounds in fp32.
+    """Returns why layers do not show a network under a contract on fp16 or int8 with, beside it, bounds in fp32.
 
-    What certifies is known by the names of its nodes and tensors (docs/numerics.md, section 15.8). A layer that computes both is a fault,
-    as no one format is its own.
+    What certifies is known by the names of its nodes and tensors (docs/numerics.md, sections 15.8 and 15.9). A layer that computes both is
+    a fault, as no one format is its own.
     """
     own: list[Any] = []
     others: list[Any] = []
