@@ -7,6 +7,7 @@ they are narrower, which changes how often a loop turns and not what it does.
 import json
 import re
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -74,6 +75,14 @@ def test_the_live_certificate_has_no_alarm_for_any_finite_input_and_any_radius()
     _clean(_int8(_small(), emit_live_int8_c))
 
 
+@pytest.mark.usefixtures("eva")
+def test_the_second_tier_has_no_alarm_for_any_finite_input_radius_and_budget():
+    live, both = _float32(_tiny(), emit_live_c), _float32(_tiny(), partial(emit_live_c, second=True))
+    _clean(both)
+    assert both.reached > 2 * live.reached
+    _clean(_int8(_tiny(), partial(emit_live_int8_c, second=True)))
+
+
 def _tiny():
     b = Builder(np.random.default_rng(0), 1, 3, 3)
     b.conv(2, (2, 2))
@@ -124,6 +133,25 @@ def test_what_is_wrong_in_the_live_certificate_is_found(text):
 @pytest.mark.parametrize(("run", "emit"), [(_float32, emit_live_c), (_int8, emit_live_int8_c)], ids=["fp32", "int8"])
 def test_the_live_certificate_of_the_digits_has_no_alarm(run, emit):
     _clean(run(recipe_network(ARCHITECTURES["digits"]), emit, seconds=3600))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3700)
+@pytest.mark.usefixtures("eva")
+@pytest.mark.parametrize(("run", "emit"), [(_float32, emit_live_c), (_int8, emit_live_int8_c)], ids=["fp32", "int8"])
+def test_the_second_tier_of_a_small_network_has_no_alarm(run, emit):
+    _clean(run(_small(), partial(emit, second=True), seconds=3600))
+
+
+@pytest.mark.usefixtures("eva")
+@pytest.mark.parametrize("text", ["    int open = 0, at = 0;", "        margin[at] = found > margin[at] ? found : margin[at];"])
+def test_what_is_wrong_in_the_second_tier_is_found(text):
+    files = emit_live_c(_tiny(), weights="text", second=True).files()
+    other = {"    int open = 0, at = 0;": "    int open, at = 0;"}.get(text, text.replace("margin[at] =", "margin[at + 9999] ="))
+    changed = {**files, "model.c": files["model.c"].replace(text, other)}
+    assert changed != files
+    found = analyse(changed, "model.c", "vsparse", EvaRequest())
+    assert not found.finished or found.alarms > 0
 
 
 @pytest.mark.usefixtures("eva")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -92,6 +93,19 @@ def test_options_that_reorder_sums_are_refused_by_the_file_itself(tmp_path, opti
     emit_c(b.graph()).write(tmp_path)
     with pytest.raises(InputError, match="compile without"):
         CompiledModel(tmp_path / "model.c", (4,), 2, ("-O2", "-std=c99", option))
+
+
+@pytest.mark.parametrize(
+    ("method", "told"), [("0", ""), ("16", ""), ("1", "evaluated as float"), ("2", "evaluated as float"), ("-1", "float")]
+)
+def test_a_float_is_evaluated_as_one(tmp_path, method, told):
+    """16 is what gcc says of processors with arithmetic in half precision, of which -march=native knows."""
+    b = Builder(np.random.default_rng(0), 4)
+    b.gemm(2)
+    emit_c(b.graph()).write(tmp_path)
+    options = ("-O2", "-std=gnu11", "-U__FLT_EVAL_METHOD__", f"-D__FLT_EVAL_METHOD__={method}")
+    with pytest.raises(InputError, match=told) if told else nullcontext():
+        CompiledModel(tmp_path / "model.c", (4,), 2, options)
 
 
 def test_a_cpp_program_can_include_the_header_and_classify(tmp_path, compiler):

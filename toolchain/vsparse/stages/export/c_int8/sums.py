@@ -198,8 +198,8 @@ def runs_of(layer: Layer, rows: int, positions: int) -> list[str]:
         *[f"    s{r}_{p} = vmladavaq_s8(s{r}_{p}, w{r}, x{p});" for r, p in tile],
         "}",
     ]
-    plain = [
-        f"for (int k = 0; k < {length}; k++) {{",
+    plain = [  # not what fills words up: that may lie behind what was written
+        f"for (int k = 0; k < {layer.length}; k++) {{",
         *[f"    const int32_t x{p} = x[k{offset(p * apart)}];" for p in range(positions)],
         *[f"    const int32_t w{r} = w[k{offset(r * terms)}];" for r in range(rows)],
         *[f"    s{r}_{p} += w{r} * x{p};" for r, p in tile],

@@ -177,7 +177,7 @@ def _width_runs(layer: Layer, rows: int, positions: int) -> list[str]:
             ]
     mve.append("}")
     plain = [
-        f"for (int k = 0; k < {length}; k++) {{",
+        f"for (int k = 0; k < {layer.length}; k++) {{",
         *[f"    const int32_t x{p} = x[k{offset(p * apart)}];" for p in range(positions)],
         *[f"    const int32_t w{r} = w[k{offset(r * terms)}], a{r} = w{r} > 0 ? w{r} : 0;" for r in range(rows)],
         *[line for r, p in tile for line in (f"    t{r}_{p} += a{r} * x{p};", f"    u{r}_{p} += w{r} * x{p};")],

@@ -31,7 +31,7 @@ OPTIONS = (
 # For the live certificate, which infinite numbers and NaN may enter.
 ANY_FLOAT = ("-warn-special-float", "none")
 _KERNELS = Path(__file__).resolve().parent / "kernels"
-_DRIVER, _LIVE_DRIVER, _RADIUS_DRIVER = (_KERNELS / f"{name}.c" for name in ("eva", "eva_live", "eva_radius"))
+_DRIVER, _LIVE_DRIVER, _RADIUS_DRIVER, _BUDGET_DRIVER = (_KERNELS / f"{name}.c" for name in ("eva", "eva_live", "eva_radius", "eva_budget"))
 _MOST_ALARMS = 20
 _ALARM = re.compile(r"^\[eva:alarm\] (\S+?): Warning:\s*\n((?:  .*\n)+)", re.MULTILINE)
 
@@ -69,16 +69,17 @@ class EvaRequest:
 def analyse(files: Mapping[str, str | bytes], source: str, prefix: str, asked: EvaRequest) -> CAnalysis:
     """Analyses a network in C, `source` among its files with weights as text; where it has the live certificate that too, after it.
 
-    The inference is entered with inputs of the stated range, the live certificate with any finite input and any radius: there a sum that
-    is infinite or not a number is no alarm, as it is what answers that nothing is certified. Raises UnavailableError without Frama-C.
-    Where it does not finish in time nothing is known, and the result says so.
+    The inference is entered with inputs of the stated range, both tiers of the live certificate with any finite input, radius and budget:
+    there a sum that is infinite or not a number is no alarm, as it is what answers that nothing is certified. Raises UnavailableError
+    without Frama-C. Where it does not finish in time nothing is known, and the result says so.
     """
     begin = monotonic()
     found = _entered(_DRIVER, (), files, source, prefix, asked, asked.seconds)
     if not found.finished or f"{prefix}_certify_in" not in str(files[source]):
         return found
     parts = [found]
-    for driver in (_LIVE_DRIVER, *([_RADIUS_DRIVER] if asked.radius else [])):
+    second = [_BUDGET_DRIVER] if f"{prefix}_certify_budget_in" in str(files[source]) else []
+    for driver in (_LIVE_DRIVER, *second, *([_RADIUS_DRIVER] if asked.radius else [])):
         live = _entered(driver, ANY_FLOAT, files, source, prefix, asked, asked.seconds - (monotonic() - begin))
         if not live.finished:
             return CAnalysis(**_about(asked), finished=False, reason=f"the live certificate: {live.reason}")

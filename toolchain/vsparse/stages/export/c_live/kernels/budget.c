@@ -25,7 +25,7 @@ int prefix_certify_budget_in(float *arena, size_t floats, const float *input, fl
 {
     float *const kept = arena + VS_KEPT_AT;
     float margin = -FLT_MAX;
-    int label = -1, class;
+    int label, class;
     if (budget <= 0)
         return prefix_certify_in(arena, floats, input, epsilon, verdict);
     verdict->label = -1;
@@ -33,8 +33,11 @@ int prefix_certify_budget_in(float *arena, size_t floats, const float *input, fl
     verdict->margin = -FLT_MAX;
     if (floats < PREFIX_BACKWARD_ARENA_FLOATS)
         return -1;
-    if (epsilon >= 0.0f && epsilon <= PREFIX_HIGHEST - PREFIX_LOWEST)
-        label = vs_trace(arena, input, epsilon, kept);
+    if (!(epsilon >= 0.0f && epsilon <= PREFIX_HIGHEST - PREFIX_LOWEST)) { /* a radius that is none */
+        verdict->label = prefix_classify_in(arena + VS_LABEL_AT, floats - VS_LABEL_AT, input);
+        return 0;
+    }
+    label = vs_trace(arena, input, epsilon, kept);
     if (label >= 0)
         margin = vs_margin(arena, label);
     if (!(margin > 0.0f)) {
