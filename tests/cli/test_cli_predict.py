@@ -20,6 +20,7 @@ from vsparse.artifact.forms import SPARSE
 from vsparse.data.load import load
 from vsparse.errors import InputError
 from vsparse.files import sha256_file
+from vsparse.graph import Gemm, Graph, to_onnx
 from vsparse.prediction import predict
 from vsparse.recipe import load_recipe
 
@@ -189,3 +190,35 @@ def test_a_void_certificate_has_no_predictions(tiny_artifact: Path, images: list
     monkeypatch.setattr(prediction, "read_certificate", lambda path: void)
     with pytest.raises(vsparse.errors.GateError, match="is void: an execution contradicts it"):
         predict(tiny_artifact, images)
+
+
+def _one_answer(folder: Path) -> Path:
+    """A network that answers with 2·x₀ − x₁."""
+    params = {"w": np.array([[2, -1]], np.float32)}
+    graph = Graph("x", (2,), (Gemm(name="z", inputs=("x",), shape=(1,), weight="w", bias=None),), "z", params)
+    (folder / "one.onnx").write_bytes(to_onnx(graph).SerializeToString())
+    return folder / "one.onnx"
+
+
+def test_a_network_with_one_answer_is_asked_about_with_delta(tmp_path: Path) -> None:
+    model, rows = _one_answer(tmp_path), _archive(tmp_path, np.array([[0.5, 0.25]], np.float32))
+    (one,) = predict(model, [rows], epsilon="0.1", delta="0.5").predictions
+    assert one.value == pytest.approx(0.75)
+    assert one.certified
+    assert 0.3 <= one.change_upper <= 0.3001  # |2|·ε + |−1|·ε
+    assert one.radius == pytest.approx(0.1666, abs=2e-4)
+    assert not predict(model, [rows], epsilon="0.1", delta="0.29").predictions[0].certified
+
+
+@pytest.mark.parametrize(("delta", "told"), [(None, "say --delta"), ("0", "must be above 0"), ("nan", "is not a number"), ("-1", "delta")])
+def test_a_delta_that_is_none_is_refused(tmp_path: Path, delta: str | None, told: str) -> None:
+    rows = _archive(tmp_path, np.array([[0.5, 0.25]], np.float32))
+    with pytest.raises(InputError, match=told):
+        predict(_one_answer(tmp_path), [rows], delta=delta)
+
+
+def test_a_classifier_has_no_delta(tiny_artifact: Path, images: list[Path]) -> None:
+    with pytest.raises(InputError, match="classifies; leave it out"):
+        predict(tiny_artifact, images, delta="1")
+    with pytest.raises(InputError, match="about networks with one"):
+        predict(tiny_artifact / artifact.MODEL, images, delta="1")

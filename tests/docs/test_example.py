@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -48,6 +50,10 @@ def test_tables_are_escaped_and_bounded() -> None:
 @pytest.mark.slow
 def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    drawn: list[str] = []
+    display = SimpleNamespace(HTML=str, display=lambda made, display_id: drawn.append(made) or SimpleNamespace(update=drawn.append))
+    shell = SimpleNamespace(kernel=object(), execution_count=1)
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell, display=display))  # type: ignore[arg-type]
     names: dict[str, Any] = {}
     shown = [execute(source, names) for source in code_cells()]
     assert all("<" in value._repr_html_() for value in shown[:-1])
@@ -55,3 +61,4 @@ def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert [one.status for one in names["first"].requirements] == ["met"]
     assert names["checked"].passed, names["checked"].problem
     assert "report.html" in shown[-1]
+    assert all(f'<th scope="row">{stage}' in drawn[-1] for stage in ("train", "export", "verify", "report"))

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import tomli_w
 
 from report_artifact import certificate, claims, write
 from vsparse.artifact.counterexamples import Counterexamples
 from vsparse.artifact.facts import gather
 from vsparse.stages.report import wording
 from vsparse.stages.report.gallery import make_gallery
-from vsparse.stages.report.wording import fraction, milliseconds, size
+from vsparse.stages.report.wording import arrays_in_lines, fraction, milliseconds, size
 
 
 def test_rounded_fractions_never_claim_all_or_none() -> None:
@@ -66,3 +68,19 @@ def test_rows_and_windows_are_no_pictures(shape: tuple[int, ...], scales: tuple[
     outcome = SimpleNamespace(scales=scales)
     facts: Any = SimpleNamespace(sparse=outcome, dense=None, data=SimpleNamespace(shape=shape), classes=classes)
     assert wording.pictures(facts) is are
+
+
+def test_arrays_stand_on_one_line_and_say_the_same() -> None:
+    text = "a = [\n    1,\n]"
+    content = {
+        "curve": ["0.1", "8/255"],
+        "mean": [0.5],
+        "none": [],
+        "name": text,
+        "rows": [["x, y", "]"], ["z"]],
+        "table": {"of": [1, 2, 3]},
+    }
+    shown = arrays_in_lines(tomli_w.dumps(content))
+    assert tomllib.loads(shown) == content
+    assert 'curve = ["0.1", "8/255"]' in shown
+    assert "of = [1, 2, 3]" in shown

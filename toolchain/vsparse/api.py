@@ -20,11 +20,12 @@ from vsparse.given import GivenData, base, is_tensors, written
 from vsparse.limits import parse_memory
 from vsparse.monitor import FrameCertifier
 from vsparse.notebook import table
+from vsparse.notebook_progress import in_notebook
 from vsparse.own_network import export_onnx, prune_onnx
 from vsparse.perturbation import PerturbationSet
 from vsparse.pipeline.build import BuildResult, build, rewrite_report
 from vsparse.prediction import predict
-from vsparse.progress import Reporter, silent
+from vsparse.progress import Reporter
 from vsparse.recheck import recheck
 from vsparse.recipe import Recipe, Verify, load_recipe
 from vsparse.recipe_summary import RecipeSummary, shipped_sources, summarise_recipe
@@ -139,7 +140,7 @@ def train(
     settings: list[str] | None = None,
     log: Path | str | None = None,
     tensorboard: Path | str | None = None,
-    reporter: Reporter = silent,
+    reporter: Reporter = in_notebook,
     **options: Any,
 ) -> BuildResult:
     """Trains a certified sparse network and its dense parent, and stops there; further options are those of `build`.
@@ -221,7 +222,7 @@ def verify(
     device: str | None = None,
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
-    reporter: Reporter = silent,
+    reporter: Reporter = in_notebook,
 ) -> Certificate:
     """Certifies any ONNX classifier on the test split of a dataset, under what may happen to a sample (docs/properties.md).
 

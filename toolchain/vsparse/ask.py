@@ -12,7 +12,8 @@ from vsparse.answer import Answer, Answered, Witness
 from vsparse.contract import contract as contract_named
 from vsparse.files import write_bytes
 from vsparse.limits import deadline_of, free_memory, parse_memory, run_limited
-from vsparse.progress import Event, Reporter, silent
+from vsparse.notebook_progress import in_notebook
+from vsparse.progress import Event, Reporter
 from vsparse.recipe import Verify
 from vsparse.schema import validate
 
@@ -31,7 +32,7 @@ def verify_property(
     jobs: int | None = None,
     started: float | None = None,
     device: str = "cpu",
-    reporter: Reporter = silent,
+    reporter: Reporter = in_notebook,
 ) -> Answer:
     """Answers a VNN-LIB property about an ONNX network; writes the answer to `out` as VNN-COMP does, where it is given.
 

@@ -15,9 +15,10 @@ from vsparse.graph.fold import fold_batch_norm
 from vsparse.graph.from_onnx import Reading, read_onnx
 from vsparse.graph.quantised import is_quantised
 from vsparse.graph.rows import rows_as_maps
+from vsparse.notebook_progress import in_notebook
 from vsparse.pipeline.build import resolve
 from vsparse.pipeline.deploy import finish_models
-from vsparse.progress import Event, Reporter, silent
+from vsparse.progress import Event, Reporter
 from vsparse.reading import check_reading, check_written
 from vsparse.reading.evidence import FILE as READING
 from vsparse.recipe import load_recipe
@@ -76,7 +77,7 @@ def export_onnx(model: Path, target: str, out: Path | None = None) -> dict[str, 
 
 
 def prune_onnx(
-    model: Path, sparsity: float, data: Path | str, out: Path | None = None, seed: int = 0, reporter: Reporter = silent
+    model: Path, sparsity: float, data: Path | str, out: Path | None = None, seed: int = 0, reporter: Reporter = in_notebook
 ) -> dict[str, Any]:
     """Prunes an ONNX network in one shot, calibrated on training samples of `data`, packs it and writes it; returns the account of it.
 

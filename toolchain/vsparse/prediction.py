@@ -100,12 +100,19 @@ class Predictions:
 
 
 def predict(
-    source: Path | str, inputs: Sequence[Path | str], *, epsilon: str | None = None, norm: str | None = None, contract: str | None = None
+    source: Path | str,
+    inputs: Sequence[Path | str],
+    *,
+    epsilon: str | None = None,
+    norm: str | None = None,
+    contract: str | None = None,
+    delta: str | None = None,
 ) -> Predictions:
     """Predicts a class or number for inputs, and bounds over the region around each how it can change (docs/properties.md).
 
     `source` is an artifact, whose property and contract are taken where they are not given, or an ONNX classifier, whose radius is 0 and
-    whose contract is then the one that ONNX Runtime keeps. Each of `inputs` is an image of the network's channels and size (of any size
+    whose contract is then the one that ONNX Runtime keeps, or with `delta`, the most that an answer may change in its own unit, a network
+    with one answer. Each of `inputs` is an image of the network's channels and size (of any size
     where the artifact's recipe resizes images, as it does), read as pixel / 255, an .npz file with an array x [n, *shape] of uint8, or of
     floats in [0, 1], or, for an artifact of a table, a CSV or Parquet file with the columns of the training table in their own units.
     Bounds are those of `vsparse verify` without its searches. Raises InputError for what cannot be read or is of another shape,
@@ -130,9 +137,11 @@ def predict(
             doubts = (f"{NOT_CERTIFIED} ({there.label}): {'; '.join(there.uncertified[:SENTENCES])}",)
         path = source / artifact.MODEL
         features = read_if_there(FeatureList, source / FEATURES)
-    if epsilon is not None or norm is not None:
+    if delta is not None and source.is_dir() and not perturbation.regression:
+        raise InputError(f"delta is the most that a number may change, and {source} classifies; leave it out")
+    if epsilon is not None or norm is not None or delta is not None:
         kept = {"clip": perturbation.clip, "brightness": perturbation.brightness, "contrast": perturbation.contrast}
-        kept |= {"scales": perturbation.scales, "delta": perturbation.delta}
+        kept |= {"scales": perturbation.scales, "delta": perturbation.delta if delta is None else delta}
         perturbation = PerturbationSet.parse(
             "the property asked for",
             norm=perturbation.norm if norm is None else norm,
@@ -140,6 +149,8 @@ def predict(
             **kept,
         )
         perturbation.require_within_range()
+        if delta is not None and not perturbation.regression:
+            raise InputError("delta is the most that the answer may change, and must be above 0; leave it out for a classifier")
     from_onnx(path)  # a damaged file, or an operator without bounds, is named before anything is executed
     check_runtime_graph(path)
     model = read_model(path, regression=perturbation.regression)

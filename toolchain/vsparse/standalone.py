@@ -21,10 +21,11 @@ from vsparse.files import canonical_json, sha256_bytes, sha256_file, write_bytes
 from vsparse.graph.fold import fold_batch_norm
 from vsparse.graph.from_onnx import from_onnx, read_onnx
 from vsparse.graph.normalised import write_normalised
+from vsparse.notebook_progress import in_notebook
 from vsparse.own_network import read_float32
 from vsparse.perturbation import PerturbationSet
 from vsparse.pipeline.cache import StageCache
-from vsparse.progress import Event, Reporter, silent
+from vsparse.progress import Event, Reporter
 from vsparse.reading import Asked, ReadingEvidence, check_reading, check_written
 from vsparse.recipe import Data, Verify
 from vsparse.schema import validate
@@ -42,7 +43,13 @@ if TYPE_CHECKING:
 
 
 def continue_artifact(
-    source: Path, until: Until, *, target: str | None = None, out: Path | None = None, data: Path | None = None, reporter: Reporter = silent
+    source: Path,
+    until: Until,
+    *,
+    target: str | None = None,
+    out: Path | None = None,
+    data: Path | None = None,
+    reporter: Reporter = in_notebook,
 ) -> BuildResult:
     """Takes an artifact one or more stages further with the networks that were trained for it."""
     from vsparse.pipeline.build import build
@@ -139,7 +146,7 @@ def verify(
     device: str | None = None,
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
-    reporter: Reporter = silent,
+    reporter: Reporter = in_notebook,
 ) -> Certificate:
     """Certifies any ONNX classifier, or with perturbation.delta a network with one answer, on the test split of a dataset.
 
@@ -251,7 +258,7 @@ def smooth(
     samples: int = 0,
     out: Path | None = None,
     seed: int = 0,
-    reporter: Reporter = silent,
+    reporter: Reporter = in_notebook,
 ) -> Smoothing:
     """Certifies the smoothed classifier in l2, each claim with probability 1 − alpha; writes smoothing.json to `out` where it is given."""
     from vsparse.stages.verify.smoothing import Sampling
@@ -288,7 +295,7 @@ def profile(
     keep: bool = False,
     remote_dir: str = "",
     save: Path | None = None,
-    reporter: Reporter = silent,
+    reporter: Reporter = in_notebook,
 ) -> ProfileResult:
     """Measures an artifact's model (beside its dense parent) or an ONNX file, on this machine or on a device over ssh.
 

@@ -17,20 +17,24 @@ def register(app: typer.Typer) -> None:
 
     @app.command("predict")
     def predict_command(
-        source: Annotated[Path, typer.Argument(help="An artifact, or an ONNX classifier.")],
+        source: Annotated[Path, typer.Argument(help="An artifact, an ONNX classifier, or with --delta a network with one answer.")],
         inputs: Annotated[list[Path], typer.Argument(help="Images of the network's size, .npz files with an array x, or tables (CSV).")],
         epsilon: Annotated[
             str | None,
             typer.Option("--epsilon", help="Radius asked about, such as 8/255; default: the artifact's, and 0 for an ONNX file."),
         ] = None,
         norm: Annotated[str | None, typer.Option("--norm", help="Norm of the ball: linf, l2 or l1; default: the artifact's.")] = None,
+        delta: Annotated[
+            str | None,
+            typer.Option("--delta", help="Of a network with one answer, a number: the most that it may change, in its own unit."),
+        ] = None,
         contract: ContractOption = None,
         json: JsonOption = False,
     ) -> int:
         """Predict images or rows of one's own, with the largest radius at which each answer is proved to stay, and the bound."""
         from vsparse.prediction import predict
 
-        found = predict(source, inputs, epsilon=epsilon, norm=norm, contract=contract)
+        found = predict(source, inputs, epsilon=epsilon, norm=norm, contract=contract, delta=delta)
         if json:
             print_json(found.as_dict())
             return 0

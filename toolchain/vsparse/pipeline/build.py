@@ -27,6 +27,7 @@ from vsparse.errors import InputError, VsparseError
 from vsparse.files import canonical_json, copy_tree, new_directory, remove_stale, sha256_bytes, write_bytes
 from vsparse.graph.fold import fold_batch_norm
 from vsparse.notebook import table
+from vsparse.notebook_progress import in_notebook
 from vsparse.pipeline.cache import SEAL, StageCache
 from vsparse.pipeline.deploy import finish_models, write_columns
 from vsparse.pipeline.gates import judge_training, require_judged, require_parent
@@ -37,7 +38,7 @@ from vsparse.pipeline.stage import Stage, run_stages
 from vsparse.pipeline.steps import steps_in_words
 from vsparse.pipeline.time_left import TimeLeft
 from vsparse.pipeline.wanted import wants_int8_c, with_precisions
-from vsparse.progress import Event, Reporter, silent
+from vsparse.progress import Event, Reporter
 from vsparse.recipe import Recipe, load_recipe, parse_setting
 from vsparse.recipe_network import source_of
 from vsparse.target import Target, load_target
@@ -145,7 +146,7 @@ def build(
     until: Until = "report",
     adopt: Path | None = None,
     cluster: str | None = None,
-    reporter: Reporter = silent,
+    reporter: Reporter = in_notebook,
 ) -> BuildResult:
     """Builds an artifact, or finds that it is built; resumes where an interrupted build stopped.
 

@@ -15,10 +15,11 @@ from vsparse.data import load
 from vsparse.errors import InputError
 from vsparse.files import sha256_bytes, write_bytes, write_json
 from vsparse.notebook import table
+from vsparse.notebook_progress import in_notebook
 from vsparse.pipeline.build import resolve
 from vsparse.pipeline.cache import StageCache
 from vsparse.pipeline.steps import leaves_open, resolved
-from vsparse.progress import Reporter, silent
+from vsparse.progress import Reporter
 from vsparse.recipe import Recipe, Sparse
 from vsparse.schema import validate
 from vsparse.sweep.certify import Certified, certify_rows
@@ -118,7 +119,7 @@ def train_sweep(
     cluster: str | None = None,
     sampler: str | None = None,
     trials: int | None = None,
-    reporter: Reporter = silent,
+    reporter: Reporter = in_notebook,
 ) -> Sweep:
     """Trains every combination of recipe keys in `sweep` (`KEY=[VALUE, …]`, or a sweep file) and compares them on the validation split.
 

@@ -305,6 +305,15 @@ def capitalised(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def arrays_in_lines(toml: str) -> str:
+    """Returns a TOML document with each array that takes a line for each element on one line."""
+
+    def joined(found: re.Match[str]) -> str:
+        return "= [" + ", ".join(line.strip().removesuffix(",") for line in found[1].splitlines()) + "]"
+
+    return re.sub(r"= \[\n((?:    [^\n]*,\n)+)\]$", joined, toml, flags=re.MULTILINE)
+
+
 FILTERS: dict[str, Callable[..., str]] = {
     "fraction": fraction,
     "count": count,
@@ -325,6 +334,7 @@ FILTERS: dict[str, Callable[..., str]] = {
     "audited": audited,
     "capitalised": capitalised,
     "sides": sides,
+    "arrays_in_lines": arrays_in_lines,
 }
 
 

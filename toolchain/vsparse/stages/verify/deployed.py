@@ -89,6 +89,8 @@ def read_model(path: Path, file: str | None = None, regression: bool = False) ->
     shape = graph.shape_of(graph.output)
     if regression and tuple(shape) != (1,):
         raise InputError(f"model {path} has outputs of shape {list(shape)} for one sample, and property.delta is about networks with one")
+    if not regression and tuple(shape) == (1,):
+        raise InputError(f"model {path} has one output: a number, whose property is that it changes by no more than δ; say --delta δ")
     if not regression and (len(shape) != 1 or shape[0] < 2):
         raise InputError(
             f"model {path} has outputs of shape {list(shape)} for one sample, a classifier has one number for each of two or more classes"
