@@ -122,7 +122,7 @@ def measured(out: Path, asked: argparse.Namespace) -> dict[str, Any]:
     return {
         "clean": clean(graph, splits.test),
         **{key: found[key] for key in ("certified", "unknown", "samples", "certify_cpu_s")},
-        "epochs": len(next(iter(history.values()))),
+        "epochs": len(history["sparse"]),
         "weights": weight_count(graph),
         "train_cpu_s": json.loads((out / "cpu.json").read_text())["cpu_s"],
     }
