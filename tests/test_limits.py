@@ -192,12 +192,16 @@ def hard(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def test_a_hard_query_ends_in_time(hard: tuple[Path, Path]) -> None:
     command = [sys.executable, "-m", "vsparse", "verify", str(hard[0]), "--property", str(hard[1]), "--timeout", "6", "--contract", "real"]
+    # How long an interpreter takes to start, at the load that there is: there are two of them.
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import torch, vsparse.ask"], check=True, timeout=60)
+    starting = time.monotonic() - began
     began = time.monotonic()
     ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
     seconds = time.monotonic() - began
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout.startswith("timeout\n; contract real")
-    assert 5 < seconds < 6 * 1.1 + 2
+    assert 5 < seconds < 6 * 1.1 + 2 * max(1.0, starting)
 
 
 def test_memory_that_is_too_little_is_an_honest_unknown(hard: tuple[Path, Path]) -> None:

@@ -310,6 +310,10 @@ def cifar() -> str:
     return markdown(["network", *FIGURES[:2], "95 % of all images", "samples", *FIGURES[2:]], cells)
 
 
+def mnist() -> str:
+    return markdown(["network", *FIGURES], [[row.name, *figures(read("mnist", row))] for row in DECLARED["mnist"]])
+
+
 def cost() -> str:
     cells = []
     total = 0.0
@@ -338,6 +342,7 @@ MAKERS: dict[str, Callable[[], str]] = {
     "time": time,
     "gtsrb": gtsrb,
     "cifar": cifar,
+    "mnist": mnist,
     "cost": cost,
 }
 

@@ -14,7 +14,7 @@ from torch import nn
 from vsparse import cli
 from vsparse.artifact import TARGET
 from vsparse.files import sha256_file
-from vsparse.graph import from_onnx, from_torch, run, to_onnx
+from vsparse.graph import Gemm, Graph, from_onnx, from_torch, run, to_onnx
 from vsparse.target import load_target
 
 
@@ -188,3 +188,13 @@ def test_pruning_asks_for_what_is_missing_alone(model: Path, capsys: pytest.Capt
     assert "--unit-range" not in said
     assert cli.run(["compress", str(model), "--sparsity", "0.5", "--data", "digits", "--unit-range"]) == 2
     assert "leave --unit-range out" in capsys.readouterr().err
+
+
+def test_pruning_names_the_model_and_no_key_of_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    params = {"w": np.ones((10, 3), np.float32)}
+    graph = Graph("x", (3,), (Gemm(name="z", inputs=("x",), shape=(10,), weight="w", bias=None),), "z", params)
+    (tmp_path / "m.onnx").write_bytes(to_onnx(graph).SerializeToString())
+    assert cli.run(["compress", str(tmp_path / "m.onnx"), "--sparsity", "0.5", "--data", "digits"]) == 2
+    said = capsys.readouterr().err
+    assert f"model {tmp_path / 'm.onnx'} reads inputs of shape [3]" in said
+    assert "train.start" not in said

@@ -99,7 +99,10 @@ def prune_onnx(
     for note in splits.notes:
         reporter(Event("warning", "data", note))
     evidence = check_reading(model, optimised=False)
-    graph, _ = starting_network(recipe, splits.train.pixels.shape[1:], len(splits.train.classes))
+    try:
+        graph, _ = starting_network(recipe, splits.train.pixels.shape[1:], len(splits.train.classes))
+    except InputError as error:  # which names the key of a recipe, and nobody wrote one
+        raise InputError(str(error).replace("train.start ", "model ", 1)) from error
     dense = fold_batch_norm(graph, constants=True)
     step = max(1, len(splits.train) // CALIBRATION)
     samples = splits.train.inputs(slice(0, step * CALIBRATION, step))
