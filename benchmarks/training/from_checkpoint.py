@@ -128,7 +128,7 @@ def measured(out: Path, data: Path, samples: int) -> dict[str, Any]:
         "clean": clean(graph, splits.test),
         **{key: found[key] for key in ("certified", "unknown", "samples", "certify_cpu_s")},
         "epochs": len(history["sparse"]),
-        "weights": weight_count(graph),
+        "weights": weight_count(graph, nonzero=True),
         "train_cpu_s": json.loads((out / "cpu.json").read_text())["cpu_s"],
     }
 
