@@ -61,4 +61,4 @@ def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert [one.status for one in names["first"].requirements] == ["met"]
     assert names["checked"].passed, names["checked"].problem
     assert "report.html" in shown[-1]
-    assert all(f'<th scope="row">{stage}' in drawn[-1] for stage in ("train", "export", "verify", "report"))
+    assert all(f'<th scope="row">{stage}' in drawn[-1] for stage in ("train", "export", "verify", "profile"))
