@@ -29,6 +29,10 @@
 /* gcc 12 vectorises neighbouring scalars into fused instructions (vfmaddsub), whatever -ffp-contract says; and the pragma alone would
    switch on an -fassociative-math that gcc ignores without its companions. */
 #pragma GCC optimize("no-tree-slp-vectorize", "no-associative-math")
+#if defined(__AVX512VL__)
+/* gcc 12 makes wrong masked vectors of sums of one product or another (seen: c ? a * b : -|a| * d), without any option that reorders. */
+#pragma GCC optimize("no-tree-loop-if-convert")
+#endif
 #else
 #pragma STDC FP_CONTRACT OFF
 #endif
