@@ -263,7 +263,7 @@ def test_what_does_not_go_together_is_refused(write: Write) -> None:
     classes = Dataset(data.pixels, 1.0, data.labels, ("a", "b"), None)
     with pytest.raises(InputError, match="networks with one"):
         certificate_of(two, data, "0.1", "1")
-    with pytest.raises(InputError, match="classifier has one number"):
+    with pytest.raises(InputError, match="has one output: a number"):
         certificate_of(one, data, "0.1", "0")
     with pytest.raises(InputError, match="these samples have classes"):
         certificate_of(one, classes, "0.1", "1")
