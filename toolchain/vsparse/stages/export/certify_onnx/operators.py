@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vsparse.bounds.additions import QUANTISED_REACH
 from vsparse.bounds.float64 import gamma
 from vsparse.contract import FUNCTION_ERROR, LARGEST, SMALLEST_NORMAL
 from vsparse.errors import InputError
@@ -40,7 +39,7 @@ from vsparse.graph.rules import onnx_form
 from vsparse.graph.shapes import show
 from vsparse.stages.export.certify_onnx.affine import bounded
 from vsparse.stages.export.certify_onnx.charges import Charges
-from vsparse.stages.export.certify_onnx.quantised import in_units, of_steps, rounded_to_steps, to_steps
+from vsparse.stages.export.certify_onnx.quantised import in_units, of_steps, rounded_to_steps, step_errors, to_steps
 from vsparse.stages.export.certify_onnx.rounded import CONSTANT_FLOOR, ETA, UNIT, UP, Numbers, down32, up32
 from vsparse.stages.export.certify_onnx.stored_sums import bounded_and_stored, magnitude, of_unstored
 from vsparse.stages.export.certify_onnx.writer import EndPair, TwinWriter
@@ -142,11 +141,14 @@ def _(node: LeakyRelu, c: TwinContext, inputs: list[EndPair]) -> EndPair:
         rate = (rate + gamma(3, model.storage_unit) * node.slope + 2 * inexact) * UP
         constant = (3 + inexact) * model.storage_floor
     read: Numbers | float = 0.0
-    if model.scales.get(node.inputs[0]):  # a quantised value is rounded once more where it is read
-        assert x.limit is not None
+    quantised = bool(model.scales.get(node.inputs[0]))  # such a value is rounded once more where it is read
+    if quantised and x.limit is not None:
         read = 3 * UNIT * UP * x.limit
     negative = w.op("Min", [x.lower, w.constant(f"{node.name}.small", np.float32(-SMALL))], f"{node.name}.negative")
     less = w.op("Mul", [negative, w.constant(f"{node.name}.rate", -up32(np.array(rate)))], f"{node.name}.error")
+    if quantised and x.limit is None:  # beside float values, which have no limit
+        more = w.op("Mul", [magnitude(w, x, node.name), w.constant(f"{node.name}.read", np.float32(4 * UNIT))], f"{node.name}.more")
+        less = w.op("Add", [less, more], f"{node.name}.errors")
     return _moved_out(w, node, upper, lower, _and_constant(w, node, less, constant + read))
 
 
@@ -208,7 +210,7 @@ def _(node: AddConstant, c: TwinContext, inputs: list[EndPair]) -> EndPair:
     constant = np.broadcast_to(c.charges.graph.params[node.constant].astype(np.float64), node.shape)
     if x.limit is not None and node.name not in c.charges.rounding.fused:
         size = x.limit + np.abs(constant)
-        error = (size * (6 * UNIT + c.charges.integers) * UP + CONSTANT_FLOOR) * w.slack
+        error = ((size * (6 * UNIT + c.charges.integers) + step_errors(c.charges.rounding.scales, node)) * UP + CONSTANT_FLOOR) * w.slack
         shift = np.concatenate([up32(constant + error), down32(constant - error)])
         stacked = w.op("Add", [w.stack(x, node.name).stacked, w.constant(f"{node.name}.shift", _short(shift))], f"{node.name}.ends")
         return EndPair(node.shape, stacked=stacked, limit=size * 1.001 + SMALL)
@@ -325,8 +327,8 @@ def _integer_errors(node: Node, c: TwinContext, less: str) -> tuple[str, float]:
 
     See docs/numerics.md, section 7.2.
     """
-    w, model, rate = c.writer, c.charges.rounding, c.charges.integers
-    constant = 16 * UNIT * QUANTISED_REACH * sum(model.scales[name] for name in node.inputs)
+    w, rate = c.writer, c.charges.integers
+    constant = step_errors(c.charges.rounding.scales, node)
     for name in node.inputs:
         x = in_units(w, c.known[name], node.name)
         if x.limit is not None:

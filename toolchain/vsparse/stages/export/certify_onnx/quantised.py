@@ -6,10 +6,12 @@ reads a quantised activation multiplies its steps, whose scale its weights hold.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 
+from vsparse.bounds.additions import QUANTISED_REACH
 from vsparse.bounds.operators.quantised import TAU
 from vsparse.graph.core import Graph, Node
 from vsparse.graph.ir import Affine, FakeQuant, MaxPool, Relu, Reshape
@@ -103,6 +105,14 @@ def rounded_to_steps(w: TwinWriter, node: FakeQuant, x: EndPair) -> EndPair:
     if x.stacked:
         return replace(known, stacked=rounded(x.stacked))
     return replace(known, upper=rounded(x.upper), lower=rounded(x.lower))
+
+
+def step_errors(scales: Mapping[str, float], node: Node) -> float:
+    """Returns 16u·R of docs/numerics.md, section 7.2: what kernels on integers lose of steps and zero points where they add.
+
+    `scales` are those of all quantised activations, none without such kernels.
+    """
+    return 16 * UNIT * QUANTISED_REACH * sum(scales.get(name, 0.0) for name in node.inputs)
 
 
 def _sides(x: EndPair, upper: Float32s, lower: Float32s) -> Float32s:
