@@ -24,10 +24,10 @@ from vsparse.artifact.models import CERTIFYING_OF, CertifyingRecord
 from vsparse.data import Dataset
 from vsparse.errors import GateError, InputError
 from vsparse.graph import FakeQuant, Gemm, Graph, from_onnx, to_onnx
-from vsparse.graph.ir import QuantisedParameter
+from vsparse.graph.ir import AddConstant, Concat, LeakyRelu, QuantisedParameter
 from vsparse.perturbation import PerturbationSet
 from vsparse.stages.export import CertifiedModel, write_device_folder, write_onnx
-from vsparse.stages.export.certify_onnx import affine, certifying_model, charges, margins, quantised
+from vsparse.stages.export.certify_onnx import affine, certifying_model, charges, margins, operators, quantised
 from vsparse.stages.export.certify_onnx.affine import ChargedSum
 from vsparse.stages.export.certify_onnx.build import network_of
 from vsparse.stages.export.certify_onnx.check import MarginBounds, check_certifying
@@ -145,6 +145,38 @@ def test_a_charge_that_is_left_out_is_noticed(monkeypatch: pytest.MonkeyPatch, l
     x = np.array([[0.625], [0.75], [0.375 + 2.0**-13]], np.float32)  # the last one half a τ above a tie
     with pytest.raises(GateError, match=r"returns the margin|must return none"):
         check_certifying(model, graph, CLIP, x, [np.float32(0)], "int8")
+
+
+def signed_grid() -> FakeQuant:
+    return FakeQuant(name="q", inputs=("x",), shape=(3,), scale=float(np.float32(1 / 127)), zero_point=0, lowest=-128, highest=127)
+
+
+def within_bounds(graph: Graph) -> bool:
+    """Whether all margins of samples at ε 0, where charges alone are between, are those that the file stands for."""
+    file, clip = to_onnx(graph), (-1.0, 1.0)
+    graph, model = from_onnx(file.SerializeToString()), certifying_model(file, clip, contract_name="int8")
+    x, bounds = np.random.default_rng(0).uniform(*clip, (4, 3)).astype(np.float32), MarginBounds(graph, model, clip, "int8")
+    _, classes, found = certify(sessions(model.SerializeToString())["all"], x, 0.0)
+    low, high = bounds.range_of(x, np.float32(0), classes)
+    return bool(((low - bounds.room <= found) & (found <= high + bounds.room)).all())
+
+
+def test_a_constant_added_to_steps_is_charged_what_kernels_on_integers_lose(monkeypatch: pytest.MonkeyPatch):
+    nodes = (signed_grid(), AddConstant(name="a", inputs=("q",), shape=(3,), constant="c"))
+    graph = Graph("x", (3,), nodes, "a", {"c": np.array([0.1, -0.2, 0.03], np.float32)})
+    assert within_bounds(graph)
+    monkeypatch.setattr(operators, "step_errors", lambda scales, node: 0.0)
+    assert not within_bounds(graph)
+
+
+def test_a_leaky_relu_reads_steps_beside_floats():
+    nodes = (
+        signed_grid(),
+        Gemm(name="f", inputs=("x",), shape=(3,), weight="w", bias="b"),
+        Concat(name="k", inputs=("q", "f"), shape=(6,), axis=0),
+        LeakyRelu(name="a", inputs=("k",), shape=(6,), slope=0.125),
+    )
+    assert within_bounds(Graph("x", (3,), nodes, "a", {"w": np.eye(3, dtype=np.float32), "b": np.zeros(3, np.float32)}))
 
 
 def test_what_may_be_a_step_lower_in_float32_is_no_fault():
